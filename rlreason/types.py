@@ -1,0 +1,234 @@
+"""The data that flows through one training step: frozen dataclasses and protocols, no logic.
+
+Conventions that every module relies on:
+
+- R is the number of rows, S the number of tokens of prompt and completion, padded on the right.
+- Every per-token tensor is indexed by the token it describes: ``logp[r, t]`` is the log-probability of
+  ``tokens[r, t]`` given the tokens before it. Only ``policy.token_logprobs`` shifts by one.
+- Log-probabilities are natural logarithms, at the sampling temperature.
+- A group is an index, never the prompt's text: two equal prompts stay two groups.
+
+Left out: conversations that need several segments are carried by the types (``Rollout.segments`` is a list),
+but no environment here needs more than one yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+
+import torch
+
+Finish = Literal["stop", "length"]
+Status = Literal["ok", "unparseable", "timeout", "error"]
+
+
+class Message(TypedDict):
+    """One turn of a conversation, in the format of Hugging Face chat templates."""
+
+    role: str
+    content: str
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task for the policy. ``answer`` is for the environment's eyes only; ``meta`` ends up in the traces."""
+
+    id: str
+    prompt: list[Message]
+    answer: Any
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How completions are drawn.
+
+    ``temperature`` 0 is greedy decoding. ``max_completion_length`` is in tokens, the end token counted.
+    ``top_p`` < 1 and ``top_k`` > 0 are for evaluation only: training refuses them, because the importance
+    ratio would be taken against another distribution. ``stop`` are strings; the first token that completes one
+    is kept and ends the completion.
+    """
+
+    temperature: float = 1.0
+    max_completion_length: int = 256
+    top_p: float = 1.0
+    top_k: int = 0
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.temperature < 0:
+            raise ValueError(f"sampling.temperature is {self.temperature}; it must be 0 (greedy) or more")
+        if self.max_completion_length < 1:
+            raise ValueError(f"sampling.max_completion_length is {self.max_completion_length}; it must be at least 1")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"sampling.top_p is {self.top_p}; it must be above 0 and at most 1")
+        if self.top_k < 0:
+            raise ValueError(f"sampling.top_k is {self.top_k}; it must be 0 (off) or more")
+
+
+@dataclass(frozen=True)
+class Request:
+    """One completion to generate: prompt token ids, how to sample, and the seed that alone decides the draw."""
+
+    ids: list[int]
+    sampling: Sampling
+    seed: int
+
+
+@dataclass(frozen=True)
+class Completion:
+    """What an engine wrote. ``ids`` keep the end token; ``logprobs`` has one entry per id, at the sampling
+    temperature (at temperature 1 for greedy decoding); ``version`` counts the weight syncs before it was begun."""
+
+    ids: list[int]
+    logprobs: list[float]
+    finish: Finish
+    version: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """An append-only run of token ids. ``mask`` is False on tokens that the environment wrote."""
+
+    prompt_ids: list[int]
+    completion_ids: list[int]
+    sampler_logp: list[float]
+    mask: list[bool]
+
+
+@dataclass(frozen=True)
+class Grade:
+    """A verdict. ``reward`` is what the policy is trained on; ``correct`` is what evaluation counts (None: no notion
+    of correctness); ``parts`` are the reward's components, logged apart as ``rewards/<part>/mean``; ``answer`` is the
+    canonical extracted answer, which maj@k votes on (None: nothing was extracted).
+
+    ``timeout`` is the policy's doing and earns what a wrong answer earns. ``error`` is the harness's failure: the
+    row is excluded from training.
+    """
+
+    reward: float
+    correct: bool | None
+    status: Status = "ok"
+    parts: dict[str, float] = field(default_factory=dict)
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Episode:
+    """What an environment grades: the problem, its own state, the whole conversation, the policy's last raw text
+    (end token removed, special tokens kept) and how it ended."""
+
+    problem: Problem
+    state: Any
+    messages: list[Message]
+    text: str
+    finish: Finish
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A graded episode with its tokens. ``group`` numbers the draws of a step: samples of one draw share it."""
+
+    problem: Problem
+    group: int
+    segments: list[Segment]
+    messages: list[Message]
+    text: str
+    finish: Finish
+    grade: Grade
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The rows of one training step, padded on the right.
+
+    ``mask`` marks the tokens that the policy wrote and is trained on (the end token among them); ``live`` marks rows
+    that count (a row that is not live leaves every denominator). ``correct`` is NaN where there is no verdict.
+    Fields that default to None are filled in by ``policy.annotate`` and by the estimator; nothing is overwritten.
+    """
+
+    tokens: torch.Tensor  # (R, S) int64
+    attention: torch.Tensor  # (R, S) bool: not padding
+    mask: torch.Tensor  # (R, S) bool
+    prompt_length: torch.Tensor  # (R,) int64
+    rollout: torch.Tensor  # (R,) int64: which rollout a row belongs to
+    group: torch.Tensor  # (R,) int64
+    sampler_logp: torch.Tensor  # (R, S) float32, 0 where mask is False
+    reward: torch.Tensor  # (R,) float32
+    correct: torch.Tensor  # (R,) float32: 1, 0 or NaN
+    truncated: torch.Tensor  # (R,) bool: finished by length
+    live: torch.Tensor  # (R,) bool
+    old_logp: torch.Tensor | None = None  # (R, S)
+    ref_logp: torch.Tensor | None = None  # (R, S)
+    value: torch.Tensor | None = None  # (R, S) the critic before the update
+    token_reward: torch.Tensor | None = None  # (R, S) rewards inside an episode, besides `reward` at its end
+    advantage: torch.Tensor | None = None  # (R, S) 0 where mask is False
+    returns: torch.Tensor | None = None  # (R, S)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """One forward pass of the policy over a batch; entries where the batch's mask is False are 0."""
+
+    logp: torch.Tensor  # (R, S) float32
+    entropy: torch.Tensor | None = None  # (R, S) float32, nats
+    value: torch.Tensor | None = None  # (R, S) float32
+
+
+class Split(Protocol):
+    """Problems by index. ``size`` None means that any non-negative index is a problem."""
+
+    @property
+    def size(self) -> int | None: ...
+
+    def __getitem__(self, index: int) -> Problem: ...
+
+
+@runtime_checkable
+class Env(Protocol):
+    """A verifier environment. ``name`` goes into metric names, so it says which data these are."""
+
+    @property
+    def name(self) -> str: ...
+
+    def split(self, name: str) -> Split:
+        """The problems of ``train``, ``validation`` or ``test``."""
+        ...
+
+    def start(self, problem: Problem, seed: int) -> Any:
+        """A fresh state for one episode."""
+        ...
+
+    def replies(self, states: Sequence[Any], conversations: Sequence[list[Message]]) -> list[list[Message] | None]:
+        """What the environment answers to each conversation; None ends the episode."""
+        ...
+
+    def grade(self, episodes: Sequence[Episode]) -> list[Grade]:
+        """A verdict for each episode, in order."""
+        ...
+
+    def validate(self) -> None:
+        """Raise, naming the problem, unless gold answers score 1 and corrupted ones 0."""
+        ...
+
+    def manifest(self) -> Mapping[str, Any]:
+        """Where the data came from (source, sizes, hashes), for the run's manifest."""
+        ...
+
+
+class Engine(Protocol):
+    """Generates completions. Admission depends on token counts and seeds, never on time, so a run repeats exactly."""
+
+    def submit(self, request: Request) -> int:
+        """Queue a request; returns its ticket. Raises ValueError if it can't fit the model's context."""
+        ...
+
+    def completed(self) -> Iterator[tuple[int, Completion]]:
+        """Yield (ticket, completion) as requests finish, until nothing is queued; submitting meanwhile is allowed."""
+        ...
+
+    def sync(self, policy: Any) -> None:
+        """Take over the policy's weights; completions begun from here on are written by them."""
+        ...

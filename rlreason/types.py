@@ -145,7 +145,7 @@ class Batch:
     """The rows of one training step, padded on the right.
 
     ``mask`` marks the tokens that the policy wrote and is trained on (the end token among them); ``live`` marks rows
-    that count (a row that is not live leaves every denominator). ``correct`` is NaN where there is no verdict.
+    that count (a row that is not live leaves every denominator; if graded, it stays in its group's baseline). ``correct`` is NaN where there is no verdict.
     Fields that default to None are filled in by ``policy.annotate`` and by the estimator; nothing is overwritten.
     """
 
@@ -159,6 +159,7 @@ class Batch:
     reward: torch.Tensor  # (R,) float32
     correct: torch.Tensor  # (R,) float32: 1, 0 or NaN
     truncated: torch.Tensor  # (R,) bool: finished by length
+    graded: torch.Tensor  # (R,) bool: False after an `error`; such rows leave the baselines too
     live: torch.Tensor  # (R,) bool
     old_logp: torch.Tensor | None = None  # (R, S)
     ref_logp: torch.Tensor | None = None  # (R, S)

@@ -1,0 +1,59 @@
+"""Attention by plain matrix products over grouped key/value heads, as an attention implementation of transformers.
+
+PyTorch's fused CPU kernel is slow on short rows, and Hugging Face's eager one copies the keys and values of every
+group of query heads. Here the query heads of a group are stacked instead, so nothing is repeated. Its memory grows
+with query length x key length: fine for rows of a few hundred tokens and for decoding, not for long contexts, where
+``sdpa`` is the choice.
+
+Left out: logit soft-capping (Gemma 2) and attention sinks (gpt-oss); models that ask for them are refused, and run
+with ``model.attn_implementation=eager``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import eager_mask
+
+NAME = "grouped"
+
+
+def grouped_attention(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float = 0.0,
+    **options: Any,
+) -> tuple[torch.Tensor, None]:
+    """Scaled dot-product attention.
+
+    query (B, H, Q, D), key and value (B, K, L, D) with H a multiple of K, attention_mask additive
+    (B, 1, Q, L) or None for no masking at all; returns (B, Q, H, D). The signature is transformers' own. Raises
+    ValueError for what it does not compute.
+    """
+    for name in ("softcap", "s_aux", "sinks"):
+        if options.get(name) is not None:
+            raise ValueError(f"this model uses {name} in its attention: run it with model.attn_implementation=eager")
+    rows, heads, queries, width = query.shape
+    kv_heads, keys = key.shape[1], key.shape[2]
+    stacked = query.reshape(rows, kv_heads, heads // kv_heads * queries, width)
+    scores = torch.matmul(stacked * scaling, key.transpose(2, 3))  # (B, K, H/K*Q, L)
+    if attention_mask is not None:
+        scores = scores.view(rows, kv_heads, -1, queries, keys) + attention_mask.unsqueeze(2)
+        scores = scores.view(rows, kv_heads, -1, keys)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+    if dropout > 0:
+        weights = torch.nn.functional.dropout(weights, dropout, module.training)
+    mixed = torch.matmul(weights, value).view(rows, heads, queries, width)
+    return mixed.transpose(1, 2).contiguous(), None
+
+
+def register() -> None:
+    """Make ``attn_implementation="grouped"`` known to transformers."""
+    AttentionInterface.register(NAME, grouped_attention)
+    AttentionMaskInterface.register(NAME, eager_mask)

@@ -1,0 +1,279 @@
+"""The policy: model, tokenizer and critic, and the one function that turns tokens into log-probabilities.
+
+``token_logprobs`` is the only place that shifts by one and the only place that applies the sampling temperature.
+Left out: LoRA (another issue), and a critic that is a model of its own (here it is a head on the policy's trunk).
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from rlreason.types import Batch, Message, Outputs
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered conversation: its token ids, and the text (such as ``<think>``) of a thought that the template has
+    opened for the policy, which the graded text must begin with."""
+
+    ids: list[int]
+    opened: str
+
+
+class Policy:
+    """A causal language model that acts.
+
+    ``model`` computes in ``dtype``; with bfloat16 the float32 weights it came with are handed over once, to the
+    learner, by ``take_masters``. ``reference`` and ``value_head`` are None until asked for.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, *, dtype: torch.dtype, info: dict[str, Any]) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.info = info
+        self.end_ids = end_ids(model, tokenizer)
+        self.context = context_length(model)
+        self.reference: Any | None = None
+        self.value_head: nn.Linear | None = None
+        self._masters = [p.detach().float().clone() for p in model.parameters()] if dtype != torch.float32 else None
+        model.to(dtype)
+        model.eval()
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    def add_reference(self) -> None:
+        """Freeze a copy of the model as it is now; KL is measured against it."""
+        self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+
+    def add_value_head(self) -> None:
+        """A critic: a linear head on the trunk's last hidden state, float32, zero at the start."""
+        self.value_head = nn.Linear(self.model.config.hidden_size, 1, device=self.device)
+        nn.init.zeros_(self.value_head.weight)
+        nn.init.zeros_(self.value_head.bias)
+
+    def parameters(self) -> list[nn.Parameter]:
+        """The trained parameters, the critic's last."""
+        head = list(self.value_head.parameters()) if self.value_head is not None else []
+        return [*self.model.parameters(), *head]
+
+    def take_masters(self) -> list[torch.Tensor]:
+        """Float32 master weights, one per entry of ``parameters()``: the parameter itself where it is float32."""
+        given, self._masters = self._masters, None
+        if given is None:
+            return [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters()]
+        return [*given, *self.parameters()[len(given) :]]
+
+    def render(self, messages: list[Message]) -> Prompt:
+        """Token ids of a conversation up to where the policy speaks. The template writes every special token; the
+        tokenizer adds none, so a BOS can't be doubled."""
+        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        return Prompt(ids, "<think>" if text.rstrip().endswith("<think>") else "")
+
+    def decode(self, ids: list[int]) -> str:
+        """Text of a completion: the end token that closed it is dropped, other special tokens are shown."""
+        if ids and ids[-1] in self.end_ids:
+            ids = ids[:-1]
+        return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    def forward(self, batch: Batch, temperature: float, *, entropy: bool = False, value: bool = False) -> Outputs:
+        """One pass with gradients, if they are enabled; see ``token_logprobs``."""
+        return token_logprobs(
+            self.model, batch, temperature, entropy=entropy, value_head=self.value_head if value else None
+        )
+
+    @torch.no_grad()
+    def annotate(self, batch: Batch, temperature: float, needs: frozenset[str], cuts: list[torch.Tensor]) -> Batch:
+        """Fill in what the algorithm ``needs`` out of ``old_logp``, ``value`` and ``ref_logp``, in micro-batches of
+        the rows in ``cuts``."""
+        if not needs & {"old_logp", "value", "ref_logp"}:
+            return batch
+        filled = {name: torch.zeros_like(batch.sampler_logp) for name in needs & {"old_logp", "value", "ref_logp"}}
+        for rows in cuts:
+            part = take_rows(batch, rows)
+            width = part.tokens.shape[1]
+            if "old_logp" in needs or "value" in needs:
+                out = self.forward(part, temperature, value="value" in needs)
+                for name, tensor in (("old_logp", out.logp), ("value", out.value)):
+                    if name in filled and tensor is not None:
+                        filled[name][rows, :width] = tensor
+            if "ref_logp" in needs:
+                out = token_logprobs(self.reference, part, temperature)
+                filled["ref_logp"][rows, :width] = out.logp
+        return replace(batch, **filled)
+
+    def save(self, folder: str, masters: list[torch.Tensor]) -> None:
+        """Write ``folder`` so that ``from_pretrained`` of any tool loads it: float32 safetensors, tokenizer, template."""
+        names = [name for name, _ in self.model.named_parameters()]
+        state = dict(self.model.state_dict()) | dict(zip(names, masters, strict=False))
+        self.model.save_pretrained(folder, state_dict={k: v.detach().cpu() for k, v in state.items()})
+        self.tokenizer.save_pretrained(folder)
+
+
+def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
+    """Every token that ends a completion: the generation config's (one or several) and the tokenizer's."""
+    found: set[int] = set()
+    for source in (model.generation_config.eos_token_id, model.config.eos_token_id, tokenizer.eos_token_id):
+        if source is not None:
+            found.update([source] if isinstance(source, int) else source)
+    if not found:
+        raise ValueError("neither the model's generation config nor its tokenizer names an end token")
+    return frozenset(found)
+
+
+def context_length(model: Any) -> int:
+    """Longest sequence in tokens, prompt and completion together."""
+    return int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or 1 << 30)
+
+
+def take_rows(batch: Batch, rows: torch.Tensor) -> Batch:
+    """The rows ``rows`` (indices) of a batch, cut to the longest of them."""
+    width = int(batch.attention[rows].sum(1).max()) if len(rows) else 0
+    taken: dict[str, Any] = {}
+    for name, tensor in vars(batch).items():
+        if tensor is not None:
+            taken[name] = tensor[rows, :width] if tensor.ndim == 2 else tensor[rows]
+    return replace(batch, **taken)
+
+
+def token_logprobs(
+    model: Any, batch: Batch, temperature: float, *, entropy: bool = False, value_head: nn.Module | None = None
+) -> Outputs:
+    """Log-probabilities of the batch's masked tokens under ``model`` at ``temperature``.
+
+    Returns (R, S) tensors in float32, indexed by the token they describe and 0 where the mask is False. ``value`` is
+    the critic's estimate of the state before that token. A prompt that several rows of a group share is run once, its
+    keys and values expanded to the rows with the graph kept, so the gradient is exact.
+    """
+    shared = _shared_prompts(model, batch)
+    with _head_tap(model) as tap:
+        if shared is None:
+            logits, hidden = _plain(model, batch, tap)
+            source = torch.arange(len(logits), device=logits.device)
+        else:
+            logits, hidden, source = _prompts_once(model, batch, tap, *shared)
+    targets = batch.tokens[batch.mask]
+    logp, tokens_entropy = _log_softmax_at(logits, source, targets, temperature, entropy)
+    return Outputs(
+        logp=_scatter(logp, batch.mask),
+        entropy=_scatter(tokens_entropy, batch.mask) if tokens_entropy is not None else None,
+        value=_scatter(value_head(hidden.float()).squeeze(-1)[source], batch.mask) if value_head is not None else None,
+    )
+
+
+def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
+
+
+def _log_softmax_at(
+    logits: torch.Tensor, source: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """log softmax(logits / temperature)[source, targets], and the entropy of those rows in nats.
+
+    logits (N, V); source (M,) indices into N, targets (M,) into V; both results (M,).
+    """
+    scaled = logits.float() / temperature
+    total = torch.logsumexp(scaled, dim=-1)  # (N,)
+    logp = scaled[source, targets] - total[source]
+    if not entropy:
+        return logp, None
+    expected = (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
+    return logp, (total - expected)[source]
+
+
+class _Tap:
+    """What the LM head sees: only the positions in ``select`` (B, T) bool, kept as ``hidden`` (N, width)."""
+
+    select: torch.Tensor
+    hidden: torch.Tensor
+
+    def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+        self.hidden = args[0][self.select]
+        return (self.hidden.unsqueeze(0),)
+
+
+@contextmanager
+def _head_tap(model: Any) -> Iterator[_Tap]:
+    """Let the model's own forward compute logits (and whatever it does to them) at selected positions only."""
+    tap = _Tap()
+    handle = model.get_output_embeddings().register_forward_pre_hook(tap)
+    try:
+        yield tap
+    finally:
+        handle.remove()
+
+
+def _plain(model: Any, batch: Batch, tap: _Tap) -> tuple[torch.Tensor, torch.Tensor]:
+    """Whole rows in one pass: logits (N, V) and hidden states (N, H) that predict the N masked tokens, row by row."""
+    tap.select = torch.zeros_like(batch.mask)
+    tap.select[:, :-1] = batch.mask[:, 1:]
+    logits = model(input_ids=batch.tokens, attention_mask=batch.attention.long(), use_cache=False).logits[0]
+    return logits, tap.hidden
+
+
+def _shared_prompts(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+    """(first row of each group, group of each row) if sharing is possible and saves work, else None."""
+    config = model.config.get_text_config()
+    if model.is_gradient_checkpointing or getattr(config, "sliding_window", None):
+        return None  # checkpointing has no cache; a sliding cache forgets the prompt's head
+    groups, inverse = batch.group.unique(return_inverse=True)
+    if len(groups) == len(batch.group):
+        return None
+    rows = torch.arange(len(inverse), device=inverse.device)
+    first = torch.full((len(groups),), len(inverse), device=inverse.device).scatter_reduce(0, inverse, rows, "amin")
+    length = batch.prompt_length
+    width = int(length.max())
+    prompt = torch.where(torch.arange(width, device=length.device) < length[:, None], batch.tokens[:, :width], -1)
+    same = (length == length[first][inverse]).all() and (prompt == prompt[first][inverse]).all()
+    return (first, inverse) if same else None
+
+
+def _prompts_once(
+    model: Any, batch: Batch, tap: _Tap, first: torch.Tensor, inverse: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Like ``_plain``, with each group's prompt run once.
+
+    Returns logits (N, V), hidden (N, H) and, for each masked token row by row, which of the N predicts it. The first
+    completion token of every row of a group is predicted by the same one: the prompt's last.
+    """
+    length = batch.prompt_length
+    device = batch.tokens.device
+    width = int(length.max())  # prompts are padded on the right to this
+    span = batch.tokens.shape[1] - int(length.min())  # longest possible completion
+    in_prompt = torch.arange(width, device=device) < length[first][:, None]  # (U, width)
+    tap.select = torch.arange(width, device=device) == length[first][:, None] - 1
+    out = model(input_ids=batch.tokens[first, :width], attention_mask=in_prompt.long(), use_cache=True)
+    logits, hidden, cache = out.logits[0], tap.hidden, out.past_key_values
+
+    offset = torch.arange(span, device=device)  # completion token j of row r lies at length[r] + j
+    position = (length[:, None] + offset).clamp(max=batch.tokens.shape[1] - 1)
+    inside = length[:, None] + offset < batch.tokens.shape[1]
+    present = batch.attention.gather(1, position) & inside  # (R, span)
+    wanted = batch.mask.gather(1, position) & inside
+    steps = int(present.sum(1).max())
+    source = torch.zeros(wanted.shape, dtype=torch.long, device=device)
+    source[:, 0] = inverse
+    if steps > 1:  # the last token predicts nothing, so it is not run
+        cache.batch_select_indices(inverse)
+        tap.select = wanted[:, 1:steps]
+        out = model(
+            input_ids=batch.tokens.gather(1, position)[:, : steps - 1],
+            attention_mask=torch.cat([in_prompt[inverse], present[:, : steps - 1]], 1).long(),
+            position_ids=position[:, : steps - 1],
+            past_key_values=cache,
+            use_cache=True,
+        )
+        later = torch.zeros_like(wanted)
+        later[:, 1:steps] = tap.select
+        source[later] = torch.arange(int(later.sum()), device=device) + len(logits)
+        logits, hidden = torch.cat([logits, out.logits[0]]), torch.cat([hidden, tap.hidden])
+    return logits, hidden, source[wanted]

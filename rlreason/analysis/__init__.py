@@ -1,0 +1,1 @@
+"""Reading run folders, and what the traces in them say: pure functions over data frames."""

@@ -1,0 +1,87 @@
+"""Rollouts into tensors: the only place that pads. And the cuts of a batch: mini-batches and micro-batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from rlreason.types import Batch, Rollout
+
+
+def collate(rollouts: Sequence[Rollout], *, mask_truncated: bool = False, device: torch.device | str = "cpu") -> Batch:
+    """One row per segment, padded on the right with token 0 to the longest; (R, S) with R = S = 0 for no rollouts.
+
+    Rows of an ``error`` are neither graded nor live. ``mask_truncated`` takes rollouts that ran into the length limit
+    out of the loss (DAPO's overlong filtering) while they stay in their group's baseline.
+    """
+    rows = [(i, r, segment) for i, r in enumerate(rollouts) for segment in r.segments]
+    width = max((len(s.prompt_ids) + len(s.completion_ids) for _, _, s in rows), default=0)
+    tokens = torch.zeros((len(rows), width), dtype=torch.long)
+    attention = torch.zeros((len(rows), width), dtype=torch.bool)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    sampler_logp = torch.zeros((len(rows), width))
+    for row, (_, _, segment) in enumerate(rows):
+        start, end = len(segment.prompt_ids), len(segment.prompt_ids) + len(segment.completion_ids)
+        tokens[row, :end] = torch.tensor(segment.prompt_ids + segment.completion_ids)
+        attention[row, :end] = True
+        mask[row, start:end] = torch.tensor(segment.mask, dtype=torch.bool)
+        sampler_logp[row, start:end] = torch.tensor(segment.sampler_logp)
+    owners = [r for _, r, _ in rows]
+    graded = torch.tensor([r.grade.status != "error" for r in owners], dtype=torch.bool)
+    truncated = torch.tensor([r.finish == "length" for r in owners], dtype=torch.bool)
+    correct = [float("nan") if r.grade.correct is None else float(r.grade.correct) for r in owners]
+    batch = Batch(
+        tokens=tokens,
+        attention=attention,
+        mask=mask,
+        prompt_length=torch.tensor([len(s.prompt_ids) for _, _, s in rows], dtype=torch.long),
+        rollout=torch.tensor([i for i, _, _ in rows], dtype=torch.long),
+        group=torch.tensor([r.group for r in owners], dtype=torch.long),
+        sampler_logp=sampler_logp.masked_fill(~mask, 0.0),
+        reward=torch.tensor([r.grade.reward for r in owners], dtype=torch.float32),
+        correct=torch.tensor(correct, dtype=torch.float32),
+        truncated=truncated,
+        graded=graded,
+        live=graded & ~truncated if mask_truncated else graded,
+    )
+    return Batch(**{k: v.to(device) for k, v in vars(batch).items() if v is not None})
+
+
+def mini_batches(batch: Batch, count: int) -> list[torch.Tensor]:
+    """Row indices of ``count`` mini-batches of whole groups, in order of the groups, as even as they go.
+
+    Some are empty if there are fewer groups than ``count``.
+    """
+    _, inverse = batch.group.unique(return_inverse=True)
+    groups = int(inverse.max()) + 1 if len(inverse) else 0
+    part = inverse * count // max(groups, 1)
+    return [(part == i).nonzero().squeeze(1) for i in range(count)]
+
+
+def micro_batches(batch: Batch, rows: torch.Tensor, max_tokens: int) -> list[torch.Tensor]:
+    """Cut ``rows`` into pieces of at most ``max_tokens`` padded tokens (at least one row each).
+
+    Rows of a group stay neighbours, so that they can share their prompt; groups go from long to short, so that the
+    padding is small and the most memory is asked for first.
+    """
+    length = batch.attention.sum(1)
+    longest: dict[int, int] = {}
+    for row in rows.tolist():
+        group = int(batch.group[row])
+        longest[group] = max(longest.get(group, 0), int(length[row]))
+
+    def key(row: int) -> tuple[int, int, int]:
+        group = int(batch.group[row])
+        return -longest[group], group, -int(length[row])
+
+    pieces: list[list[int]] = []
+    width = 0
+    for row in sorted(rows.tolist(), key=key):
+        width = max(width, int(length[row]))
+        if pieces and (len(pieces[-1]) + 1) * width <= max_tokens:
+            pieces[-1].append(row)
+        else:
+            pieces.append([row])
+            width = int(length[row])
+    return [torch.tensor(piece, device=rows.device) for piece in pieces]

@@ -21,7 +21,7 @@ from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Protocol, TextIO
+from typing import IO, Protocol, TextIO, cast
 
 import rich.console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
@@ -87,6 +87,31 @@ class Quiet:
         pass
 
 
+class _Stream:
+    """What rich writes to: ``file``, until it fails. (Left to itself, rich ends the program on a broken pipe.)"""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file: TextIO | None = file
+        self.encoding = getattr(file, "encoding", None) or "utf-8"
+        self.isatty = file.isatty
+
+    def write(self, text: str) -> int:
+        self._try(lambda file: file.write(text))
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(lambda file: file.flush())
+
+    def _try(self, action: Callable[[TextIO], object]) -> None:
+        if self._file is None:
+            return
+        try:
+            action(self._file)
+        except (OSError, ValueError):
+            # The reader of a pipe has left, or the file was closed: nobody is looking, and the run folder has it all.
+            self._file = None
+
+
 class _Left(ProgressColumn):
     """The time left, counting down between steps."""
 
@@ -117,11 +142,12 @@ class _Printer:
         if width is None and not live:
             columns = os.environ.get("COLUMNS", "")
             width = int(columns) if columns.isdecimal() and int(columns) > 0 else _PLAIN_WIDTH
-        self._encoding = getattr(file, "encoding", None) or "utf-8"
+        stream = _Stream(file)
+        self._encoding = stream.encoding
         self._trace_every = config.trace_every
         self._max_steps = max_steps
         self._out = rich.console.Console(
-            file=file,
+            file=cast(IO[str], stream),
             width=width,
             force_terminal=live,
             color_system="auto" if live else None,
@@ -133,7 +159,6 @@ class _Printer:
         self._shown: tuple[str, ...] = ()  # heads of the last header
         self._since_header = 0
         self._traced = False
-        self._broken = False
         self._tokens: float | None = None if start else 0.0  # num_tokens of the previous line
         self._done = start
         # When each of the latest steps ended; their mean is the pace, so evaluations and checkpoints count too.
@@ -179,7 +204,7 @@ class _Printer:
     def close(self) -> None:
         progress, self._progress = self._progress, None
         if progress is not None:
-            self._guard(progress.stop)
+            progress.stop()
 
     def _left(self) -> float | None:
         """Seconds until the last step is done, or None before the first."""
@@ -247,15 +272,7 @@ class _Printer:
         self._since_header = _HEADER_EVERY
 
     def _print(self, text: str, style: str = "") -> None:
-        if not self._broken:
-            self._guard(lambda: self._out.print(Text(_visible(text, self._encoding), style=style)))
-
-    def _guard(self, action: Callable[[], object]) -> None:
-        try:
-            action()
-        except (OSError, ValueError):
-            # The reader of a pipe has left, or the file was closed: nobody is looking, and the run folder has it all.
-            self._broken = True
+        self._out.print(Text(_visible(text, self._encoding), style=style))
 
 
 def _conversation(messages: Sequence[Message]) -> str:

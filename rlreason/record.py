@@ -102,7 +102,7 @@ SCHEMA = pa.schema(
 )
 
 # What of a manifest can differ when the same run is taken up again.
-_SESSION_KEYS = ("git", "started", "command", "python", "packages", "machine")
+_RESUME_KEYS = ("git", "started", "command", "python", "packages", "machine")
 
 
 class Record:
@@ -110,7 +110,8 @@ class Record:
 
     ``config`` is the resolved configuration, ``manifest`` comes from ``rlreason.manifest``, ``env`` is the
     environment's name for the traces. A folder that already holds a manifest is taken up again: its ``config.yaml``
-    stays, and this session is appended to the manifest's ``resumed``. Call ``truncate`` then, before any step.
+    stays, and what this process is made of is appended to the manifest's ``resumed``. Call ``truncate`` then, before
+    any step.
     """
 
     def __init__(
@@ -212,8 +213,8 @@ class Record:
                 content = json.loads(path.read_text(encoding="utf-8"))
             except ValueError as error:
                 raise ValueError(f"{path} is not valid JSON ({error}); repair or remove it to resume") from error
-            session = {key: manifest[key] for key in _SESSION_KEYS if key in manifest}
-            content["resumed"] = [*content.get("resumed", []), session]
+            again = {key: manifest[key] for key in _RESUME_KEYS if key in manifest}
+            content["resumed"] = [*content.get("resumed", []), again]
         write_atomic(path, _json(content, indent=2).encode())
 
     def _keep(self, wanted: Callable[[int], bool]) -> None:

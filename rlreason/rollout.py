@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from rlreason.clock import Clock
 from rlreason.engines import generate
 from rlreason.policy import Policy
 from rlreason.sampler import UniformSampler, derived_seed
@@ -52,6 +53,7 @@ class Collector:
     num_generations: int
     max_attempts: int
     seed: int
+    clock: Clock
     rank: int = 0
     world: int = 1
 
@@ -77,6 +79,7 @@ class Collector:
                 samples=self.num_generations,
                 groups=numbers,
                 seed=derived_seed(self.seed, "rollout", step),
+                clock=self.clock,
             )
             for group in _groups(drawn):
                 if self.max_attempts == 1 or carries_signal(group):
@@ -125,10 +128,11 @@ def roll_out(
     samples: int,
     groups: Sequence[int],
     seed: int,
+    clock: Clock,
 ) -> list[Rollout]:
     """``samples`` graded rollouts of each problem, neighbours, numbered by ``groups``.
 
-    Each sample's draws depend on (seed, group, sample, turn) alone.
+    Each sample's draws depend on (seed, group, sample, turn) alone. ``clock`` gets ``generate`` and ``grade``.
     """
     open_: list[_Conversation] = []
     for problem, group in zip(problems, groups, strict=True):
@@ -142,7 +146,9 @@ def roll_out(
         requests = [
             Request(prompt.ids, sampling, derived_seed(c.seed, turn)) for c, prompt in zip(open_, prompts, strict=True)
         ]
-        for c, prompt, completion in zip(open_, prompts, generate(engine, requests), strict=True):
+        with clock.measure("generate"):
+            completions = generate(engine, requests)
+        for c, prompt, completion in zip(open_, prompts, completions, strict=True):
             c.segments.append(_segment(prompt.ids, completion))
             c.text = prompt.opened + policy.decode(completion.ids)
             c.finish = completion.finish
@@ -152,7 +158,8 @@ def roll_out(
             c.messages.extend(reply or [])
         open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None and c.finish == "stop"]
         turn += 1
-    grades = env.grade([Episode(c.problem, c.state, c.messages, c.text, c.finish) for c in everyone])
+    with clock.measure("grade"):
+        grades = env.grade([Episode(c.problem, c.state, c.messages, c.text, c.finish) for c in everyone])
     return [
         Rollout(c.problem, c.group, c.segments, c.messages, c.text, c.finish, grade)
         for c, grade in zip(everyone, grades, strict=True)

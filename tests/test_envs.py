@@ -24,15 +24,20 @@ from rlreason.types import Env, Episode, Finish, Grade, Message, Problem, Split
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
 WEIGHTS = {"accuracy": 1.0, "format": 0.2, "lenient": 0.0}
-FORMATS = [Plain(), Hash(), R1()]
+FORMATS: list[Format] = [Plain(), Hash(), R1()]
 
 
 def grade(
-    text: str, answer: str, format: Format, finish: Finish = "stop", question: str = "How many?", **weights: float
+    text: str,
+    answer: str,
+    format: Format,
+    finish: Finish = "stop",
+    question: str = "How many?",
+    weights: Mapping[str, float] = WEIGHTS,
 ) -> Grade:
     content = f"{question}\n{format.instruction}" if format.instruction else question
     prompt: list[Message] = [{"role": "user", "content": content}]
-    return grade_number(text, finish, answer=answer, prompt=prompt, format=format, weights=weights or WEIGHTS)
+    return grade_number(text, finish, answer=answer, prompt=prompt, format=format, weights=weights)
 
 
 # Formats
@@ -130,11 +135,11 @@ def test_formats_are_frozen() -> None:
 
 def test_parts_are_unweighted_and_all_there() -> None:
     text = "<think>a</think> <answer>7</answer> No, it is 8."
-    result = grade(text, "8", R1(), accuracy=1.0, format=0.2, lenient=0.5)
+    result = grade(text, "8", R1(), weights={"accuracy": 1.0, "format": 0.2, "lenient": 0.5})
     assert result.parts == {"accuracy": 0.0, "format": 0.75, "lenient": 1.0}
     assert result.reward == pytest.approx(0.2 * 0.75 + 0.5, abs=1e-12)
     assert (result.correct, result.status, result.answer) == (False, "ok", "7")
-    assert grade(text, "8", R1(), accuracy=1.0).reward == 0.0
+    assert grade(text, "8", R1(), weights={"accuracy": 1.0}).reward == 0.0
     assert grade("It is 8.", "8", Plain()).parts == {"accuracy": 1.0, "lenient": 1.0}
     assert set(result.parts) == set(PARTS)
 
@@ -178,7 +183,7 @@ def test_a_prompt_echo_earns_nothing(format: Format, question: str) -> None:
     whole = f"{question}\n{format.instruction}"
     pieces = [whole, question, format.instruction, *format.instruction.splitlines(), f"{whole}\n{whole}"]
     for text in pieces:
-        result = grade(text, "5", format, question=question, accuracy=1.0, format=1.0, lenient=1.0)
+        result = grade(text, "5", format, question=question, weights=dict.fromkeys(PARTS, 1.0))
         assert (result.reward, result.correct, result.status) == (0.0, False, "unparseable"), text
     # An answer after the echo still counts, the format part by what the policy added to it.
     result = grade(f"{whole}\n{format.gold('0 + 5 = 5', '5')}", "5", format, question=question)
@@ -190,6 +195,9 @@ def test_quoted_blocks_of_the_instruction_earn_nothing_alone() -> None:
     for block in re.findall(r"<think>.*?</think> <answer>.*?</answer>", R1().instruction):
         assert R1().score(block) == 0.0
     assert R1().score("<think>\nreasoning  process here </think><answer>4</answer>") == 0.5
+    own = R1("Use the tags.")  # quotes no block; empty ones earn nothing all the same
+    assert own.score("<think>\n</think><answer>4</answer>") == 0.5
+    assert own.score("<think>reasoning process here</think><answer>4</answer>") == 1.0
 
 
 @pytest.mark.parametrize(
@@ -230,21 +238,22 @@ def test_at_least_a_thousand_grades_a_second() -> None:
     env = Arithmetic(format=R1())
     problem = env.split("test")[0]
     episode = Episode(problem, None, [], R1().gold(thoughts, problem.answer), "stop")
-    start = time.perf_counter()
+    start = time.process_time()
     grades = env.grade([episode] * 1000)
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert all(result.correct for result in grades)
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: type(format).__name__)
 @pytest.mark.parametrize(
-    "piece", ["<answer>", "</think><answer>", "<think></think>", "<answer>8</answer>", "#### ", "####\n", "#### 8\n", "9"]
+    "piece",
+    ["<answer>", "</think><answer>", "<think></think>", "<answer>8</answer>", "#### ", "####\n", "#### 8\n", "9"],
 )
 def test_time_is_linear_on_hostile_text(format: Format, piece: str) -> None:
     text = "</think>" + piece * (200_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     grade(text, "8", format)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 # The base class
@@ -255,7 +264,6 @@ def test_splits_refuse_what_is_not_there() -> None:
     for split in (ListSplit([problem]), GeneratedSplit(1, lambda index: problem)):
         assert split.size == 1
         assert split[0] is problem
-        assert list(split) == [problem]
         for index in (-1, 1):
             with pytest.raises(IndexError, match=f"problem {index} does not exist"):
                 split[index]
@@ -299,7 +307,10 @@ class Stub(SingleTurnEnv):
     [
         ("gold", r"stub: problem test/4: the gold completion should be correct and earn 1.0, but 'it is 1' got Grade"),
         ("reward", r"stub: problem train/0: .* earn 1.0, but 'it is 0' got Grade\(reward=0.5"),
-        ("corrupted", r"problem validation/2: a corrupted gold completion should be incorrect, but 'it is 0' got Grade"),
+        (
+            "corrupted",
+            r"problem validation/2: a corrupted gold completion should be incorrect, but 'it is 0' got",
+        ),
         ("empty", r"problem train/0: an empty text should be incorrect, but '' got Grade"),
     ],
 )
@@ -328,7 +339,13 @@ def test_single_turn() -> None:
 
 def test_split_of_is_pinned() -> None:
     """Splits must not move between versions: results on them would not compare."""
-    assert [split_of(key) for key in ("+*3+*5", "+*3+*4", "+*2+*4", "+*8+*9")] == PINNED_SPLITS
+    keys = ("+*3+*5", "+*3+*4", "+*2+*4", "+*8+*9")
+    assert [split_of(key) for key in keys] == [
+        "validation",
+        "train",
+        "test",
+        "test",
+    ]
     counts = {name: sum(split_of(str(i)) == name for i in range(10_000)) for name in SPLITS}
     for name, share in (("train", 0.6), ("validation", 0.2), ("test", 0.2)):
         assert abs(counts[name] / 10_000 - share) < 0.015  # three standard deviations
@@ -343,22 +360,21 @@ def problems(env: Arithmetic, split: str, count: int = 50) -> list[Problem]:
 
 
 def test_one_digit_addition_is_partitioned_exactly() -> None:
-    """100 ordered problems, 55 different ones: 68 train, 18 validation, 14 test (32 held out, 17 different ones)."""
+    """100 ordered problems, 55 different ones: 68 train, 18 validation, 14 test (32 held out, 18 different ones)."""
     env = Arithmetic()
     by_split = {name: [p.id for p in problems(env, name)] for name in SPLITS}
     assert {name: len(ids) for name, ids in by_split.items()} == {"train": 68, "validation": 18, "test": 14}
     everything = [id for ids in by_split.values() for id in ids]
     assert sorted(everything) == sorted(f"arithmetic/{a}+{b}" for a in range(10) for b in range(10))
     pairs = {name: {tuple(sorted(id[len("arithmetic/") :].split("+"))) for id in ids} for name, ids in by_split.items()}
-    assert {name: len(found) for name, found in pairs.items()} == PAIRS
-    assert sum(PAIRS.values()) == 55
+    assert {name: len(found) for name, found in pairs.items()} == {"train": 37, "validation": 10, "test": 8}
     for one, other in itertools.combinations(SPLITS, 2):
         assert not pairs[one] & pairs[other]
 
 
 def test_problem() -> None:
     env = Arithmetic(format=Hash(), system="You are good at sums.")
-    problem = next(p for p in problems(env, "train") + problems(env, "test") + problems(env, "validation") if p.id == "arithmetic/3+5")
+    problem = next(p for name in SPLITS for p in problems(env, name) if p.id == "arithmetic/3+5")
     assert problem == Problem(
         id="arithmetic/3+5",
         prompt=[
@@ -462,14 +478,14 @@ def test_precedence_by_hand() -> None:
 
 
 def test_large_spaces_are_lazy() -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     env = Arithmetic(operations=("+", "-", "*", "/"), digits=12, terms=8)
     for name in SPLITS:
         split = env.split(name)
         assert split.size is None
         assert split[10**12] == split[10**12]
         assert split[10**12].id != split[10**12 + 1].id
-    assert time.perf_counter() - start < 1.0
+    assert time.process_time() - start < 1.0
     assert Arithmetic(digits=2).split("train").size == 6060  # 10,000 ordered expressions are still listed
     assert Arithmetic(digits=2, operations=("+", "-")).split("train").size is not None  # 20,000
     assert Arithmetic(digits=2, operations=("+", "-", "*")).split("train").size is None
@@ -616,7 +632,7 @@ def test_arithmetic_config_overrides() -> None:
         "env.digits=2",
         "env.name=arithmetic_2digits",
         "env.format._target_=envs.formats.Hash",
-        "+env.format.instruction=Write ####.",
+        "+env.format.instruction='Write ####.'",
         "env.weights.lenient=0.5",
     )
     assert env == Arithmetic(

@@ -154,9 +154,9 @@ def test_equal_values_have_one_spelling(text: str, spelling: str) -> None:
 def test_time_is_linear_on_hostile_text(piece: str) -> None:
     """Half a megabyte each; anything quadratic takes minutes."""
     text = piece * (500_000 // len(piece))
-    start = time.perf_counter()
+    start = time.process_time()
     last_number(text)
     parse_number(text)
     last_number("1" + text + "x")
     parse_number("1" + text + "x")
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

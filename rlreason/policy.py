@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from rlreason.logprob import log_softmax_at
 from rlreason.types import Batch, Message, Outputs
 
 
@@ -85,11 +86,9 @@ class Policy:
             ids = ids[:-1]
         return self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
-    def forward(self, batch: Batch, temperature: float, *, entropy: bool = False, value: bool = False) -> Outputs:
+    def forward(self, batch: Batch, temperature: float, *, value: bool = False) -> Outputs:
         """One pass with gradients, if they are enabled; see ``token_logprobs``."""
-        return token_logprobs(
-            self.model, batch, temperature, entropy=entropy, value_head=self.value_head if value else None
-        )
+        return token_logprobs(self.model, batch, temperature, value_head=self.value_head if value else None)
 
     @torch.no_grad()
     def annotate(self, batch: Batch, temperature: float, needs: frozenset[str], cuts: list[torch.Tensor]) -> Batch:
@@ -112,10 +111,14 @@ class Policy:
         return replace(batch, **filled)
 
     def save(self, folder: str, masters: list[torch.Tensor]) -> None:
-        """Write ``folder`` so that ``from_pretrained`` of any tool loads it: float32 safetensors, tokenizer, template."""
-        names = [name for name, _ in self.model.named_parameters()]
-        state = dict(self.model.state_dict()) | dict(zip(names, masters, strict=False))
-        self.model.save_pretrained(folder, state_dict={k: v.detach().cpu() for k, v in state.items()})
+        """Write a folder that ``from_pretrained`` of any tool loads: float32 safetensors, tokenizer, template."""
+        master = {id(p): m.detach().cpu() for p, m in zip(self.model.parameters(), masters, strict=False)}
+        # by identity, so that tied weights, which have two names, are one tensor still and saved once
+        state = {
+            name: master.get(id(tensor), tensor.detach().cpu())
+            for name, tensor in self.model.state_dict(keep_vars=True).items()
+        }
+        self.model.save_pretrained(folder, state_dict=state)
         self.tokenizer.save_pretrained(folder)
 
 
@@ -145,9 +148,7 @@ def take_rows(batch: Batch, rows: torch.Tensor) -> Batch:
     return replace(batch, **taken)
 
 
-def token_logprobs(
-    model: Any, batch: Batch, temperature: float, *, entropy: bool = False, value_head: nn.Module | None = None
-) -> Outputs:
+def token_logprobs(model: Any, batch: Batch, temperature: float, *, value_head: nn.Module | None = None) -> Outputs:
     """Log-probabilities of the batch's masked tokens under ``model`` at ``temperature``.
 
     Returns (R, S) tensors in float32, indexed by the token they describe and 0 where the mask is False. ``value`` is
@@ -162,32 +163,16 @@ def token_logprobs(
         else:
             logits, hidden, source = _prompts_once(model, batch, tap, *shared)
     targets = batch.tokens[batch.mask]
-    logp, tokens_entropy = _log_softmax_at(logits, source, targets, temperature, entropy)
+    logp, entropy = log_softmax_at(logits, source, targets, temperature)
     return Outputs(
         logp=_scatter(logp, batch.mask),
-        entropy=_scatter(tokens_entropy, batch.mask) if tokens_entropy is not None else None,
+        entropy=_scatter(entropy, batch.mask),
         value=_scatter(value_head(hidden.float()).squeeze(-1)[source], batch.mask) if value_head is not None else None,
     )
 
 
 def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.zeros(mask.shape, dtype=values.dtype, device=values.device).masked_scatter(mask, values)
-
-
-def _log_softmax_at(
-    logits: torch.Tensor, source: torch.Tensor, targets: torch.Tensor, temperature: float, entropy: bool
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """log softmax(logits / temperature)[source, targets], and the entropy of those rows in nats.
-
-    logits (N, V); source (M,) indices into N, targets (M,) into V; both results (M,).
-    """
-    scaled = logits.float() / temperature
-    total = torch.logsumexp(scaled, dim=-1)  # (N,)
-    logp = scaled[source, targets] - total[source]
-    if not entropy:
-        return logp, None
-    expected = (torch.softmax(scaled, dim=-1) * scaled).sum(-1)
-    return logp, (total - expected)[source]
 
 
 class _Tap:

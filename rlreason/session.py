@@ -5,6 +5,7 @@ Everything a user can get wrong is checked here, before the first token is gener
 
 from __future__ import annotations
 
+import math
 import random
 import time
 from collections.abc import Iterator, Sequence
@@ -77,14 +78,12 @@ class Session:
             yield step
 
     def collate(self, rollouts: Sequence[Rollout]) -> Batch:
-        return collate(
-            rollouts, mask_truncated=self.algo.mask_truncated_completions, device=self.accelerator.device
-        )
+        return collate(rollouts, mask_truncated=self.algo.mask_truncated_completions, device=self.accelerator.device)
 
     def end_step(self, step: int, collected: Collected, batch: Batch, metrics: dict[str, float]) -> None:
         """Record a step, evaluate and save when it is time, and leave if a signal asked for it."""
         trained = gather_object(list(zip(collected.rollouts, _advantages(batch, collected.rollouts), strict=True)))
-        rejected = gather_object([(rollout, None) for rollout in collected.rejected])
+        rejected = gather_object([(rollout, math.nan) for rollout in collected.rejected])
         rollouts = [rollout for rollout, _ in [*trained, *rejected]]
         self.num_tokens += sum(_tokens(rollout) for rollout in rollouts)
         step_time = time.perf_counter() - self._began
@@ -97,7 +96,9 @@ class Session:
         if last or step % self.eval_every == 0:
             metrics |= self._validate(step)
         if self.record:
-            self.record.step(step, metrics | self.clock.take(), rollouts, [advantage for _, advantage in trained + rejected])
+            self.record.step(
+                step, metrics | self.clock.take(), rollouts, [advantage for _, advantage in trained + rejected]
+            )
         signal = max(gather_object([self.stop.number]))
         if last or signal or step % self.save_every == 0:
             checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)

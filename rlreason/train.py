@@ -23,9 +23,11 @@ def train(run: Session) -> float | None:
     for step in run.steps():
         collected = run.collector.collect(step)  # problems drawn, generated, turned, graded
         batch = run.collate(collected.rollouts)  # the only place that pads
-        batch = run.learner.annotate(batch)  # old_logp, ref_logp, value: what the algorithm needs
+        with run.clock.measure("annotate"):
+            batch = run.learner.annotate(batch)  # old_logp, ref_logp, value: what the algorithm needs
         batch = run.algo.estimator(batch, run.learner.sum)  # advantage (R, S), returns
-        metrics = run.learner.update(batch)  # mini-batches, micro-batches, loss, optimiser step
+        with run.clock.measure("update"):
+            metrics = run.learner.update(batch)  # mini-batches, micro-batches, loss, optimiser step
         run.engine.sync(run.policy)  # rollouts always see these weights
         run.end_step(step, collected, batch, metrics)  # evaluation, metrics.jsonl, traces, console, wandb, checkpoint
     return run.finish()

@@ -144,8 +144,9 @@ class Rollout:
 class Batch:
     """The rows of one training step, padded on the right.
 
-    ``mask`` marks the tokens that the policy wrote and is trained on (the end token among them); ``live`` marks rows
-    that count (a row that is not live leaves every denominator; if graded, it stays in its group's baseline). ``correct`` is NaN where there is no verdict.
+    ``mask`` marks the tokens that the policy wrote and is trained on (the end token among them). ``live`` marks rows
+    that count: a row that is not live leaves every denominator, but if graded it stays in its group's baseline.
+    ``correct`` is NaN where there is no verdict.
     Fields that default to None are filled in by ``policy.annotate`` and by the estimator; nothing is overwritten.
     """
 

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache
+from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlreason.policy import Policy
 from rlreason.types import Completion, Finish, Request
@@ -52,7 +52,7 @@ class _Slots:
         """Slots and tokens a slot."""
         return (self.keys[0].shape[0], self.keys[0].shape[2]) if self.keys else (0, 0)
 
-    def reserve(self, like: Cache, slots: int, capacity: int) -> None:
+    def reserve(self, like: Any, slots: int, capacity: int) -> None:
         """Make room for ``slots`` rows of ``capacity`` tokens in layers such as those of ``like``."""
         slots, capacity = max(slots, self.shape[0]), max(capacity, self.shape[1])
         if self.shape == (slots, capacity):
@@ -68,7 +68,7 @@ class _Slots:
                 new.append(room)
             setattr(self, name, new)
 
-    def fill(self, slots: torch.Tensor, prompts: DynamicCache, source: torch.Tensor) -> None:
+    def fill(self, slots: torch.Tensor, prompts: Any, source: torch.Tensor) -> None:
         """Copy row ``source[i]`` of the prompts' cache into slot ``slots[i]``."""
         for keys, values, layer in zip(self.keys, self.values, prompts.layers, strict=True):
             width = layer.keys.shape[2]
@@ -81,21 +81,21 @@ class _Slots:
 
 
 class _SlotLayer(CacheLayerMixin):
-    """One decoding step's view of a layer: writes the new token of row r at ``position[r]``, shows the first ``span``."""
+    """One decoding step's view of a layer: writes row r's new token at ``position[r]``, shows the first ``span``."""
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor, span: int) -> None:
         super().__init__()
-        self.keys, self.values, self.position, self.span = keys, values, position, span
+        self.slot_keys, self.slot_values, self.position, self.span = keys, values, position, span
         self.rows = torch.arange(len(position), device=position.device)
         self.is_initialized = True
 
     def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None: ...
 
     def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any) -> tuple[Any, Any]:
-        self.keys[self.rows, :, self.position] = key_states[:, :, 0]
-        self.values[self.rows, :, self.position] = value_states[:, :, 0]
+        self.slot_keys[self.rows, :, self.position] = key_states[:, :, 0]
+        self.slot_values[self.rows, :, self.position] = value_states[:, :, 0]
         rows = len(self.rows)
-        return self.keys[:rows, :, : self.span], self.values[:rows, :, : self.span]
+        return self.slot_keys[:rows, :, : self.span], self.slot_values[:rows, :, : self.span]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
         return self.span, 0
@@ -104,7 +104,7 @@ class _SlotLayer(CacheLayerMixin):
         return self.span - 1
 
     def get_max_length(self) -> int:
-        return int(self.keys.shape[2])
+        return int(self.slot_keys.shape[2])
 
 
 class TorchEngine:
@@ -230,7 +230,9 @@ class TorchEngine:
         dtype = self._slots.keys[0].dtype
         unseen = torch.arange(span, device=device) > position[:, None]
         mask = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill(unseen, torch.finfo(dtype).min)
-        layers = [_SlotLayer(k, v, position, span) for k, v in zip(self._slots.keys, self._slots.values, strict=True)]
+        layers: list[Any] = [
+            _SlotLayer(k, v, position, span) for k, v in zip(self._slots.keys, self._slots.values, strict=True)
+        ]
         out = self.policy.model(
             input_ids=newest,
             attention_mask=mask[:, None, None, :],
@@ -309,6 +311,8 @@ def _refuse_unsupported(model: Any) -> None:
     window = getattr(config, "sliding_window", None)
     windowed = "sliding_attention" in kinds or (window is not None and getattr(config, "use_sliding_window", True))
     if kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(f"engine=torch can't run {type(model).__name__}: its layers are {sorted(kinds)}, not all attention")
+        raise ValueError(
+            f"engine=torch can't run {type(model).__name__}: its layers are {sorted(kinds)}, not all attention"
+        )
     if windowed and window is not None and window < config.max_position_embeddings:
         raise ValueError(f"engine=torch can't run {type(model).__name__}: its attention forgets after {window} tokens")

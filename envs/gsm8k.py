@@ -26,7 +26,7 @@ from envs.base import SPLITS, GeneratedSplit, ListSplit, SingleTurnEnv, check_sp
 from envs.formats import R1, Format, best_reward, checked_weights, grade_number
 from envs.verify.numbers import canonical, parse_number
 from envs.word_problems import MAX_STEPS, WordProblem, word_problem
-from rlreason.types import Finish, Grade, Problem, Split
+from rlreason.types import Finish, Grade, Message, Problem, Split
 
 SOURCES = ("auto", "hub", "local", "synthetic")
 
@@ -59,6 +59,21 @@ class _Data:
 
 
 @dataclass(frozen=True)
+class _Example:
+    question: str
+    solution: str
+    answer: str
+
+
+# Ours, of no data set.
+EXAMPLE = _Example(
+    question="Ann has 3 red pens and 4 blue pens. She gives 2 pens away. How many pens does Ann have now?",
+    solution="Ann has 3 + 4 = 7 pens. After giving 2 away she has 7 - 2 = 5 pens.",
+    answer="5",
+)
+
+
+@dataclass(frozen=True)
 class Gsm8k(SingleTurnEnv):
     """GSM8K, graded by exact comparison of the final number. Data are read on construction.
 
@@ -71,6 +86,9 @@ class Gsm8k(SingleTurnEnv):
     - ``synthetic``: generated word problems with the numbers of steps in ``synthetic_steps``, drawn alike;
     - ``auto``: ``local`` if ``data_dir`` is given, else ``hub``, else ``synthetic`` after a ``SyntheticDataWarning``.
       Only an unreachable hub leads there; a data set that does not exist or has bad rows is an error.
+
+    ``worked_example`` puts one problem, solved in the format, before the question, as an earlier turn: a small model
+    that never hits the format by itself then does at times, so that there is something to reinforce.
 
     ``validation`` is ``num_validation`` problems held out of train. ``seed`` chooses them (and the generated problems);
     it is the environment's own and should stay as it is while the run's seed varies.
@@ -88,6 +106,7 @@ class Gsm8k(SingleTurnEnv):
     synthetic_steps: tuple[int, ...] = (1, 2, 3)
     format: Format = field(default_factory=R1)
     system: str | None = None
+    worked_example: bool = False
     seed: int = 0
     weights: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2, "lenient": 0.0})
     _data: _Data = field(init=False, repr=False, compare=False)
@@ -132,9 +151,19 @@ class Gsm8k(SingleTurnEnv):
     def gold(self, problem: Problem) -> str:
         return self.format.gold(problem.meta["solution"], problem.answer)
 
+    def _prompt(self, question: str) -> list[Message]:
+        asked = make_prompt(question, self.format.instruction, self.system)
+        if not self.worked_example:
+            return asked
+        system, user = asked[:-1], asked[-1]
+        shown = make_prompt(EXAMPLE.question, self.format.instruction, None)
+        solved: Message = {"role": "assistant", "content": self.format.gold(EXAMPLE.solution, EXAMPLE.answer)}
+        return [*system, *shown, solved, user]
+
     def manifest(self) -> Mapping[str, Any]:
         return {
             "name": self.name,
+            "worked_example": self.worked_example,
             **self._data.details,
             "seed": self.seed,
             "sizes": {name: self.split(name).size for name in SPLITS},
@@ -187,7 +216,7 @@ class Gsm8k(SingleTurnEnv):
     def _problem(self, id: str, question: str, solution: str, answer: str, meta: Mapping[str, Any]) -> Problem:
         return Problem(
             id=id,
-            prompt=make_prompt(question, self.format.instruction, self.system),
+            prompt=self._prompt(question),
             answer=answer,
             meta={**meta, "solution": solution},
         )

@@ -5,6 +5,7 @@ The hub is never asked: it is replaced by closed, silent or fake servers on this
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -97,6 +98,7 @@ def test_local_manifest(folder: Path) -> None:
     files = {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("train.jsonl", "test.jsonl")}
     assert manifest == {
         "name": "gsm8k",
+        "worked_example": False,
         "source": "local",
         "data_dir": str(folder.resolve()),
         "sha256": files,
@@ -105,6 +107,23 @@ def test_local_manifest(folder: Path) -> None:
         "format": {"type": "Hash", "instruction": "Go."},
         "weights": {"accuracy": 1.0, "format": 0.2, "lenient": 0.0},
     }
+
+
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: type(format).__name__)
+def test_worked_example_is_a_solved_turn_before_the_question(folder: Path, format: Format) -> None:
+    plain = Gsm8k(data_dir=str(folder), num_validation=5, format=format, system="Be brief.")
+    shown = Gsm8k(data_dir=str(folder), num_validation=5, format=format, system="Be brief.", worked_example=True)
+    system, user, assistant, question = shown.split("train")[0].prompt
+    assert [system, question] == plain.split("train")[0].prompt
+    assert (user["role"], assistant["role"]) == ("user", "assistant")
+    grade = shown.grade_text(
+        dataclasses.replace(shown.split("train")[0], answer="5", prompt=[]), assistant["content"], "stop"
+    )
+    assert grade.correct is True
+    assert grade.reward == shown.max_reward
+    echoed = shown.grade_text(dataclasses.replace(shown.split("train")[0], answer="5"), assistant["content"], "stop")
+    assert echoed.correct is False  # copying the example is no answer, whatever the problem's is
+    shown.validate()
 
 
 @pytest.mark.parametrize("format", FORMATS, ids=lambda format: type(format).__name__)

@@ -59,29 +59,31 @@ def mini_batches(batch: Batch, count: int) -> list[torch.Tensor]:
     return [(part == i).nonzero().squeeze(1) for i in range(count)]
 
 
-def micro_batches(batch: Batch, rows: torch.Tensor, max_tokens: int) -> list[torch.Tensor]:
+def micro_batches(
+    batch: Batch, rows: torch.Tensor, max_tokens: int, *, shared_prompts: bool = False
+) -> list[torch.Tensor]:
     """Cut ``rows`` into pieces of at most ``max_tokens`` padded tokens (at least one row each).
 
     Rows of a group stay neighbours, so that they can share their prompt; groups go from long to short, so that the
-    padding is small and the most memory is asked for first.
+    padding is small and the most memory is asked for first. With ``shared_prompts`` a group's prompt counts once in a
+    piece, as it is then computed.
     """
-    length = batch.attention.sum(1)
+    prompt, total = batch.prompt_length.tolist(), batch.attention.sum(1).tolist()
+    group = batch.group.tolist()
     longest: dict[int, int] = {}
     for row in rows.tolist():
-        group = int(batch.group[row])
-        longest[group] = max(longest.get(group, 0), int(length[row]))
+        longest[group[row]] = max(longest.get(group[row], 0), total[row])
 
-    def key(row: int) -> tuple[int, int, int]:
-        group = int(batch.group[row])
-        return -longest[group], group, -int(length[row])
+    def cost(piece: list[int]) -> int:
+        if not shared_prompts:
+            return len(piece) * max(total[row] for row in piece)
+        prompts = len({group[row] for row in piece}) * max(prompt[row] for row in piece)
+        return prompts + len(piece) * max(total[row] - prompt[row] for row in piece)
 
     pieces: list[list[int]] = []
-    width = 0
-    for row in sorted(rows.tolist(), key=key):
-        width = max(width, int(length[row]))
-        if pieces and (len(pieces[-1]) + 1) * width <= max_tokens:
+    for row in sorted(rows.tolist(), key=lambda row: (-longest[group[row]], group[row], -total[row])):
+        if pieces and cost([*pieces[-1], row]) <= max_tokens:
             pieces[-1].append(row)
         else:
             pieces.append([row])
-            width = int(length[row])
     return [torch.tensor(piece, device=rows.device) for piece in pieces]

@@ -67,9 +67,7 @@ class Learner:
     def annotate(self, batch: Batch) -> Batch:
         """What the algorithm needs to know of the batch before the update."""
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
-        return self.policy.annotate(
-            batch, self.temperature, self.algo.annotations, micro_batches(batch, rows, self.micro_batch_tokens)
-        )
+        return self.policy.annotate(batch, self.temperature, self.algo.annotations, self._cuts(batch, rows))
 
     def update(self, batch: Batch) -> dict[str, float]:
         """All optimiser steps on a batch with advantages; returns metrics, the same on every process."""
@@ -101,6 +99,9 @@ class Learner:
             metrics["grad_norm"] = sum(norms) / len(norms)
         return metrics
 
+    def _cuts(self, batch: Batch, rows: torch.Tensor) -> list[torch.Tensor]:
+        return micro_batches(batch, rows, self.micro_batch_tokens, shared_prompts=self.policy.shares_prompts)
+
     def _needed(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
         """The rows of a mini-batch that can change the gradient."""
         needed = batch.live[rows]
@@ -117,7 +118,7 @@ class Learner:
         if running == 0:
             return None
         needs = self.algo.term_needs
-        for cut in micro_batches(batch, run, self.micro_batch_tokens):
+        for cut in self._cuts(batch, run):
             part = take_rows(batch, cut)
             outputs = self.policy.forward(part, self.temperature, value="value" in needs)
             weight = self.algo.aggregation(part, live_rows, live_count)

@@ -51,6 +51,13 @@ class Policy:
     def device(self) -> torch.device:
         return self.model.device
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether the update runs a group's prompt once: not with gradient checkpointing, which has no cache, nor with
+        sliding windows, whose cache forgets the prompt's head."""
+        config = self.model.config.get_text_config()
+        return not (self.model.is_gradient_checkpointing or getattr(config, "sliding_window", None))
+
     def add_reference(self) -> None:
         """Freeze a copy of the model as it is now; KL is measured against it."""
         self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
@@ -88,7 +95,8 @@ class Policy:
 
     def forward(self, batch: Batch, temperature: float, *, value: bool = False) -> Outputs:
         """One pass with gradients, if they are enabled; see ``token_logprobs``."""
-        return token_logprobs(self.model, batch, temperature, value_head=self.value_head if value else None)
+        head = self.value_head if value else None
+        return token_logprobs(self.model, batch, temperature, value_head=head, share_prompts=self.shares_prompts)
 
     @torch.no_grad()
     def annotate(self, batch: Batch, temperature: float, needs: frozenset[str], cuts: list[torch.Tensor]) -> Batch:
@@ -106,7 +114,7 @@ class Policy:
                     if name in filled and tensor is not None:
                         filled[name][rows, :width] = tensor
             if "ref_logp" in needs:
-                out = token_logprobs(self.reference, part, temperature)
+                out = token_logprobs(self.reference, part, temperature, share_prompts=self.shares_prompts)
                 filled["ref_logp"][rows, :width] = out.logp
         return replace(batch, **filled)
 
@@ -148,14 +156,21 @@ def take_rows(batch: Batch, rows: torch.Tensor) -> Batch:
     return replace(batch, **taken)
 
 
-def token_logprobs(model: Any, batch: Batch, temperature: float, *, value_head: nn.Module | None = None) -> Outputs:
+def token_logprobs(
+    model: Any,
+    batch: Batch,
+    temperature: float,
+    *,
+    value_head: nn.Module | None = None,
+    share_prompts: bool = True,
+) -> Outputs:
     """Log-probabilities of the batch's masked tokens under ``model`` at ``temperature``.
 
     Returns (R, S) tensors in float32, indexed by the token they describe and 0 where the mask is False. ``value`` is
     the critic's estimate of the state before that token. A prompt that several rows of a group share is run once, its
     keys and values expanded to the rows with the graph kept, so the gradient is exact.
     """
-    shared = _shared_prompts(model, batch)
+    shared = _shared_prompts(batch) if share_prompts else None
     with _head_tap(model) as tap:
         if shared is None:
             logits, hidden = _plain(model, batch, tap)
@@ -205,11 +220,8 @@ def _plain(model: Any, batch: Batch, tap: _Tap) -> tuple[torch.Tensor, torch.Ten
     return logits, tap.hidden
 
 
-def _shared_prompts(model: Any, batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
+def _shared_prompts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
     """(first row of each group, group of each row) if sharing is possible and saves work, else None."""
-    config = model.config.get_text_config()
-    if model.is_gradient_checkpointing or getattr(config, "sliding_window", None):
-        return None  # checkpointing has no cache; a sliding cache forgets the prompt's head
     groups, inverse = batch.group.unique(return_inverse=True)
     if len(groups) == len(batch.group):
         return None

@@ -1,6 +1,7 @@
 """Rollouts by the policy's own forward pass: any causal LM of transformers whose cache is keys and values.
 
-The cache is allocated once and written in place, one slot a row. A prompt that several waiting requests share is run
+The cache is written in place, one slot a row, and grows a block of tokens at a time, so that what attention reads is
+dense: a strided view would be copied at every step. A prompt that several waiting requests share is run
 once. Finished rows give their slot to waiting requests, and the active rows stay packed at the front, so that no
 work is done on the dead. A token is drawn by inverse CDF from one uniform number that depends on the request's seed
 and the token's position alone: who else is in the batch changes nothing but rounding.
@@ -22,6 +23,9 @@ from transformers.cache_utils import Cache, CacheLayerMixin
 from rlreason.policy import Policy
 from rlreason.types import Completion, Finish, Request
 
+BLOCK = 32
+"""Tokens by which the cache grows."""
+
 
 @dataclass
 class _Row:
@@ -41,7 +45,7 @@ class _Row:
 
 
 class _Slots:
-    """Keys and values of all layers, (slots, kv heads, capacity, width) each; grown by copying, never shrunk."""
+    """Keys and values of all layers, (slots, kv heads, capacity, width) each; grown by copying, dropped when idle."""
 
     def __init__(self) -> None:
         self.keys: list[torch.Tensor] = []
@@ -52,21 +56,24 @@ class _Slots:
         """Slots and tokens a slot."""
         return (self.keys[0].shape[0], self.keys[0].shape[2]) if self.keys else (0, 0)
 
-    def reserve(self, like: Any, slots: int, capacity: int) -> None:
-        """Make room for ``slots`` rows of ``capacity`` tokens in layers such as those of ``like``."""
-        slots, capacity = max(slots, self.shape[0]), max(capacity, self.shape[1])
+    def reserve(self, slots: int, length: int, like: Any = None) -> None:
+        """Make room for ``slots`` rows of ``length`` tokens, a multiple of ``BLOCK``, in layers such as those of the
+        cache ``like``."""
+        slots, capacity = max(slots, self.shape[0]), max(-(-length // BLOCK) * BLOCK, self.shape[1])
         if self.shape == (slots, capacity):
             return
         for name in ("keys", "values"):
-            old, new = getattr(self, name), []
-            for i, layer in enumerate(like.layers):
-                tensor = getattr(layer, name)
+            layers = getattr(self, name)
+            if not layers:
+                layers.extend(getattr(layer, name)[:0, :, :0] for layer in like.layers)
+            for i, old in enumerate(layers):  # layer by layer, so that only one of them is there twice
                 # zeros: a masked key must be finite, since 0 * NaN is NaN
-                room = tensor.new_zeros((slots, tensor.shape[1], capacity, tensor.shape[3]))
-                if old:
-                    room[: old[i].shape[0], :, : old[i].shape[2]] = old[i]
-                new.append(room)
-            setattr(self, name, new)
+                layers[i] = old.new_zeros((slots, old.shape[1], capacity, old.shape[3]))
+                layers[i][: old.shape[0], :, : old.shape[2]] = old
+
+    def drop(self) -> None:
+        """Free the memory; the update needs it."""
+        self.keys, self.values = [], []
 
     def fill(self, slots: torch.Tensor, prompts: Any, source: torch.Tensor) -> None:
         """Copy row ``source[i]`` of the prompts' cache into slot ``slots[i]``."""
@@ -81,11 +88,11 @@ class _Slots:
 
 
 class _SlotLayer(CacheLayerMixin):
-    """One decoding step's view of a layer: writes row r's new token at ``position[r]``, shows the first ``span``."""
+    """One decoding step's view of a layer: writes row r's new token at ``position[r]``, shows the whole slots."""
 
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor, span: int) -> None:
+    def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor) -> None:
         super().__init__()
-        self.slot_keys, self.slot_values, self.position, self.span = keys, values, position, span
+        self.slot_keys, self.slot_values, self.position = keys, values, position
         self.rows = torch.arange(len(position), device=position.device)
         self.is_initialized = True
 
@@ -95,13 +102,13 @@ class _SlotLayer(CacheLayerMixin):
         self.slot_keys[self.rows, :, self.position] = key_states[:, :, 0]
         self.slot_values[self.rows, :, self.position] = value_states[:, :, 0]
         rows = len(self.rows)
-        return self.slot_keys[:rows, :, : self.span], self.slot_values[:rows, :, : self.span]
+        return self.slot_keys[:rows], self.slot_values[:rows]
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.span, 0
+        return self.get_max_length(), 0
 
     def get_seq_length(self) -> int:
-        return self.span - 1
+        return self.get_max_length() - 1
 
     def get_max_length(self) -> int:
         return int(self.slot_keys.shape[2])
@@ -147,9 +154,10 @@ class TorchEngine:
                 f"prompt of {len(request.ids)} tokens + sampling.max_completion_length="
                 f"{request.sampling.max_completion_length} exceeds the model's context of {self.policy.context} tokens"
             )
-        if total > self.max_tokens_in_flight:
+        if total + BLOCK > self.max_tokens_in_flight:
             raise ValueError(
-                f"one request needs {total} tokens of cache but engine.max_tokens_in_flight={self.max_tokens_in_flight}"
+                f"one request needs {total} tokens of cache (in blocks of {BLOCK}) but "
+                f"engine.max_tokens_in_flight={self.max_tokens_in_flight}"
             )
         generator = torch.Generator().manual_seed(request.seed)
         uniforms = torch.rand(request.sampling.max_completion_length, generator=generator, dtype=torch.float64)
@@ -168,6 +176,7 @@ class TorchEngine:
                 for row, finish in finished:
                     yield row.ticket, Completion(row.ids, row.logprobs, finish, row.version)
         finally:
+            self._slots.drop()
             if active:  # the caller stopped half-way: the rest is lost, not left half-cached
                 self._waiting.clear()
 
@@ -176,8 +185,8 @@ class TorchEngine:
         of single prompts."""
         if not self._waiting:
             return 0
-        capacity = max(self._slots.shape[1], *(_need(row) for row in self._waiting))
-        slots = min(self.max_rows, max(1, self.max_tokens_in_flight // capacity))
+        need = max(_need(row) for row in (*self._waiting, *active))
+        slots = min(self.max_rows, self.max_tokens_in_flight // (-(-need // BLOCK) * BLOCK))
         free = slots - len(active)
         wanted = min(len(self._waiting), free)
         return wanted if wanted >= min(len(self._waiting), max(1, slots // 4)) or (not active and wanted) else 0
@@ -212,8 +221,7 @@ class TorchEngine:
         columns = torch.searchsorted((lengths - 1).unique(), lengths - 1)
         last = out.logits[torch.arange(len(prompts)), columns]  # (prompts, V)
         source = torch.tensor([prompts[tuple(row.request.ids)] for row in fresh], device=device)
-        capacity = max(_need(row) for row in (*fresh, *active))
-        self._slots.reserve(out.past_key_values, len(active) + len(fresh), -(-capacity // 64) * 64)
+        self._slots.reserve(len(active) + len(fresh), width + 1, out.past_key_values)
         slots = torch.arange(len(active), len(active) + len(fresh), device=device)
         self._slots.fill(slots, out.past_key_values, source)
         active.extend(fresh)
@@ -225,13 +233,14 @@ class TorchEngine:
         """One more token for every active row."""
         device = self.policy.device
         position = torch.tensor([row.length for row in active], device=device)
-        span = max(row.length for row in active) + 1
+        self._slots.reserve(len(active), max(row.length for row in active) + 1)
         newest = torch.tensor([[row.ids[-1]] for row in active], device=device)
         dtype = self._slots.keys[0].dtype
-        unseen = torch.arange(span, device=device) > position[:, None]
+        unseen = torch.arange(self._slots.shape[1], device=device) > position[:, None]
         mask = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill(unseen, torch.finfo(dtype).min)
         layers: list[Any] = [
-            _SlotLayer(k, v, position, span) for k, v in zip(self._slots.keys, self._slots.values, strict=True)
+            _SlotLayer(keys, values, position)
+            for keys, values in zip(self._slots.keys, self._slots.values, strict=True)
         ]
         out = self.policy.model(
             input_ids=newest,

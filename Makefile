@@ -33,7 +33,7 @@ check: $(VENV)/.installed-dev ## Lint, check formatting and types
 	$(PY) -m mypy
 
 bench: setup ## Time rollouts and updates on this machine; ARGS are overrides
-	$(PY) -m rlreason.bench $(ARGS)
+	$(PY) -m rlreason.bench +experiment=arithmetic max_steps=3 hydra.run.dir=runs/bench $(ARGS)
 
 clean: ## Remove caches and build output; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache

@@ -187,9 +187,8 @@ class _Printer:
         self._tokens = metrics.get("num_tokens", self._tokens)
         if line:
             self._print_line(line)
-        if evaluated := [(name, value) for name, value in metrics.items() if name.startswith("eval/")]:
-            pairs = ", ".join(f"{name.removeprefix('eval/')} {_number(value)}" for name, value in evaluated)
-            self._print(f"eval after step {step}: {pairs}", "bold green")
+        if evaluated := {name: value for name, value in metrics.items() if name.startswith("eval/")}:
+            self._print(f"eval after step {step}: {_evaluation(evaluated)}", "bold green")
             self._since_header = _HEADER_EVERY
         if rollouts and self._trace_every and (not self._traced or step % self._trace_every == 0):
             # Drawn by the step alone, so that looking at traces moves no random state of the run.
@@ -273,6 +272,20 @@ class _Printer:
 
     def _print(self, text: str, style: str = "") -> None:
         self._out.print(Text(_visible(text, self._encoding), style=style))
+
+
+def _evaluation(metrics: Metrics) -> str:
+    """``eval/<env>/<metric>`` as text, with the interval behind a metric that has one."""
+    shown = []
+    for name, value in metrics.items():
+        if name.removesuffix("_low") in metrics and name.endswith("_low"):
+            continue
+        if name.removesuffix("_high") in metrics and name.endswith("_high"):
+            continue
+        low, high = metrics.get(f"{name}_low"), metrics.get(f"{name}_high")
+        interval = "" if low is None or high is None else f" ({_number(low)} to {_number(high)})"
+        shown.append(f"{name.removeprefix('eval/')} {_number(value)}{interval}")
+    return ", ".join(shown)
 
 
 def _conversation(messages: Sequence[Message]) -> str:

@@ -65,7 +65,8 @@ def read_run(folder: Path) -> Run:
     steps["recent"] = steps["reward"].rolling(WINDOW, min_periods=1).mean()
     manifest = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
     prefix = f"eval/{manifest['env']['name']}/"
-    evaluations = metrics.rename(columns={f"{prefix}accuracy{end}": f"accuracy{end}" for end in ("", "_low", "_high")})
+    evaluated = {f"accuracy{end}": metrics[f"{prefix}accuracy{end}"] for end in ("", "_low", "_high")}
+    evaluations = metrics[["step", "minutes"]].assign(**evaluated)
     return Run(
         folder=folder,
         seed=int(manifest["seed"]),
@@ -155,7 +156,7 @@ def sample_traces(run: Run) -> list[dict[str, Any]]:
         columns = ["prompt", "text", "answer", "gold", "reward", "finish", "completion_tokens"]
         traces = read_traces(run.folder / "traces" / f"step-{step:06d}.parquet", columns)
         row = traces.iloc[random.Random(f"{run.seed}/{step}").randrange(len(traces))].to_dict()
-        row["prompt"] = json.loads(row["prompt"])
+        row |= {"prompt": json.loads(row["prompt"]), "answer": None if pd.isna(row["answer"]) else row["answer"]}
         sampled.append({"seed": run.seed, "step": step, **row})
     return sampled
 
@@ -169,8 +170,8 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         for ax, x in zip(axes, ("step", "minutes"), strict=True):
             for place, run in enumerate(runs):
                 _draw_run(ax, run, x, place, (place - (len(runs) - 1) / 2))
-            ax.axhline(TARGET, color="0.35", linewidth=1, linestyle="--", zorder=0)
-            ax.grid(axis="y", color="0.92", zorder=0)
+            ax.axhline(TARGET, color="0.35", linewidth=1.2, linestyle="--", zorder=1)
+            ax.grid(axis="y", color="0.92")
             ax.set_axisbelow(True)
         axes[0].text(
             0.995,
@@ -183,7 +184,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
         )
         axes[0].set(xlabel="step", ylabel="share of right answers", ylim=(0, 1.03))
         axes[1].set(xlabel="minutes of training (rollouts and updates)")
-        axes[1].axvline(MINUTES, color="0.35", linewidth=1, linestyle=":", zorder=0)
+        axes[1].axvline(MINUTES, color="0.35", linewidth=1.2, linestyle=":", zorder=1)
         axes[1].text(
             MINUTES, 0.02, f"{MINUTES:g} minutes ", transform=axes[1].get_xaxis_transform(), ha="right", color="0.35"
         )
@@ -201,7 +202,7 @@ def draw(runs: Sequence[Run], path: Path) -> None:
 
 def _draw_run(ax: Axes, run: Run, x: str, place: int, shift: float) -> None:
     colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
-    ax.plot(run.steps[x], run.steps["reward"], color=colour, linewidth=1.4, label=f"seed {run.seed}")
+    ax.plot(run.steps[x], run.steps["reward"], color=colour, linewidth=1.4)
     evals = run.evaluations
     spread = np.abs(evals[["accuracy_low", "accuracy_high"]].to_numpy().T - evals["accuracy"].to_numpy())
     ax.errorbar(
@@ -215,6 +216,7 @@ def _draw_run(ax: Axes, run: Run, x: str, place: int, shift: float) -> None:
         ecolor=(*matplotlib.colors.to_rgb(colour), 0.45),
         elinewidth=1.2,
         zorder=3,
+        label=f"seed {run.seed}",
     )
 
 
@@ -292,7 +294,7 @@ def main(sweep: Path, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(to_json(results), encoding="utf-8")
     sampled = [trace for run in runs for trace in sample_traces(run)]
-    lines = [json.dumps(trace, ensure_ascii=False) + "\n" for trace in sampled]
+    lines = [json.dumps(trace, ensure_ascii=False, allow_nan=False) + "\n" for trace in sampled]
     (out / "traces-sample.jsonl").write_text("".join(lines), encoding="utf-8")
     for run in runs:
         (out / f"metrics-seed{run.seed}.jsonl").write_bytes((run.folder / "metrics.jsonl").read_bytes())

@@ -99,19 +99,19 @@ def sample_traces(folder: Path) -> list[dict[str, Any]]:
             continue
         traces = read_traces(path, columns)
         for row in random.Random(source).sample(range(len(traces)), min(count, len(traces))):
-            trace = traces.iloc[row].to_dict()
-            trace["prompt"] = json.loads(trace["prompt"])
-            trace["correct"] = None if pd.isna(trace["correct"]) else bool(trace["correct"])
-            sampled.append({"source": source, **trace})
+            trace = {name: None if pd.isna(value) else value for name, value in traces.iloc[row].to_dict().items()}
+            sampled.append({"source": source, **trace, "prompt": json.loads(str(trace["prompt"]))})
     return sampled
 
 
 def draw(training: Mapping[str, Any], path: Path) -> None:
     """Reward parts, length and truncation over the training steps."""
     curves = training["curves"]
-    with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
+    with matplotlib.rc_context(
+        {"font.size": 10, "axes.spines.top": False, "axes.spines.right": False, "axes.ymargin": 0.1}
+    ):
         figure = Figure(figsize=(12, 3.8), layout="constrained")
-        parts, length, cut = figure.subplots(1, 3)
+        parts, length, cut = figure.subplots(1, 3, gridspec_kw={"wspace": 0.08})
         for name, (label, colour, marker) in PARTS.items():
             if name in curves:
                 parts.plot(curves["step"], curves[name], color=colour, marker=marker, markersize=5, label=label)
@@ -194,7 +194,7 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(to_json(results), encoding="utf-8")
     (out / "metrics.jsonl").write_bytes((folder / "train" / "metrics.jsonl").read_bytes())
-    lines = [json.dumps(trace, ensure_ascii=False) + "\n" for trace in sample_traces(folder)]
+    lines = [json.dumps(trace, ensure_ascii=False, allow_nan=False) + "\n" for trace in sample_traces(folder)]
     (out / "traces-sample.jsonl").write_text("".join(lines), encoding="utf-8")
     draw(results["training"], out / "curves.png")
     print(tables(results))

@@ -1,0 +1,371 @@
+"""A run that is killed, interrupted or crashes goes on as if nothing had happened, and nothing else is gone on from.
+
+Rewards carry noise from the global generators of Python, NumPy and torch, and Adam's moments matter from the second
+step on: a resume that loses any of these changes the metrics, which the negative controls show.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from test_train import TINY, metrics_of, texts_of, timeless, tiny_config, weights_of
+
+from rlreason import checkpoint
+from rlreason.analysis.load import read_traces
+from rlreason.config import ConfigError
+from rlreason.record import Record
+from rlreason.train import run
+
+REPO = Path(__file__).resolve().parent.parent
+STEPS = 30
+RUN = (
+    "~env", "env={_target_: test_train.Capitals, noise: 0.1, seconds: 0.003}", "algo.num_iterations=2",
+    "save_every=5", "eval_every=10", f"max_steps={STEPS}",
+)  # fmt: skip
+SHORT = (
+    "~env", "env={_target_: test_train.Capitals, noise: 0.1}", "save_every=2", "eval_every=3", "max_steps=6",
+)  # fmt: skip
+
+
+class Crash(Exception):
+    """What a test raises in the middle of a run."""
+
+
+def launch(folder: Path, *overrides: str) -> subprocess.Popen[str]:
+    """``python -m rlreason.train`` as a user would call it, in ``folder``."""
+    path = os.pathsep.join([str(REPO), str(REPO / "tests")])
+    return subprocess.Popen(
+        [sys.executable, "-m", "rlreason.train", *TINY, *RUN, "hydra/job_logging=none", *overrides],
+        cwd=folder,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str]:
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out + err
+
+
+def run_folder(folder: Path) -> Path:
+    (found,) = (folder / "runs" / "train").iterdir()
+    return found
+
+
+def when_recorded(step: int, folder: Path, process: subprocess.Popen[str]) -> Path:
+    """Wait until the run in ``folder`` has a line of metrics for ``step``; its run folder."""
+    for _ in range(60_000):
+        files = list(folder.glob("runs/train/*/metrics.jsonl"))
+        if files and f'{{"step": {step},' in files[0].read_text():
+            return files[0].parent
+        if process.poll() is not None:
+            pytest.fail(f"ended before step {step}: {finish(process)}")
+        time.sleep(0.001)
+    pytest.fail(f"no step {step} after a minute")
+
+
+def assert_same(ours: Path, theirs: Path, step: int) -> None:
+    """The same metrics, line by line; the same completions; the same weights after ``step``, bit by bit."""
+    assert [line["step"] for line in timeless(ours)] == list(range(step + 1))
+    assert timeless(ours) == timeless(theirs)
+    assert texts_of(ours) == texts_of(theirs)
+    ours_weights, theirs_weights = weights_of(ours, step), weights_of(theirs, step)
+    assert ours_weights.keys() == theirs_weights.keys()
+    assert all(torch.equal(ours_weights[name], theirs_weights[name]) for name in theirs_weights)
+
+
+def contents(folder: Path) -> dict[str, str]:
+    """Every file below a folder, by its hash."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    code, said = finish(launch(folder))
+    assert code == 0, said
+    return run_folder(folder)
+
+
+def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
+    process = launch(tmp_path)
+    out = when_recorded(12, tmp_path, process)
+    process.kill()
+    code, said = finish(process)
+    assert code == -signal.SIGKILL, said
+    reached = metrics_of(out)[-1]["step"]
+    assert 12 <= reached < STEPS
+    assert not (out / "summary.json").exists()
+    assert checkpoint.step_of(checkpoint.latest(out)) >= reached // 5 * 5 - 5  # a kill may fall into the saving itself
+    assert checkpoint.step_of(checkpoint.latest(out)) >= 10
+    config = (out / "config.yaml").read_bytes()
+
+    code, said = finish(launch(tmp_path, f"resume={out.relative_to(tmp_path)}"))
+    assert code == 0, said
+    assert run_folder(tmp_path) == out  # in its own folder, not in a new one
+    assert_same(out, whole, STEPS)
+    assert (out / "config.yaml").read_bytes() == config
+    assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 1
+    ours, theirs = (json.loads((folder / "summary.json").read_text()) for folder in (out, whole))
+    assert ours.pop("training_seconds") > 0
+    assert theirs.pop("training_seconds") > 0
+    assert ours == theirs
+
+
+def test_sigterm_and_sigint_save_and_leave(whole: Path, tmp_path: Path) -> None:
+    """First one, then the other, in the same run; then to the end."""
+    resume: tuple[str, ...] = ()
+    for number, at, code in ((signal.SIGTERM, 7, 143), (signal.SIGINT, 17, 130)):
+        process = launch(tmp_path, *resume)
+        out = when_recorded(at, tmp_path, process)
+        process.send_signal(number)
+        ended, said = finish(process)
+        assert ended == code, said
+        assert "Traceback" not in said
+        assert number.name in said
+        assert f"resume={out.relative_to(tmp_path)}" in said
+        reached = metrics_of(out)[-1]["step"]
+        assert at <= reached < STEPS
+        assert checkpoint.step_of(checkpoint.latest(out)) == reached  # not one step is lost
+        assert not (out / "summary.json").exists()
+        resume = (f"resume={out}",)
+    code, said = finish(launch(tmp_path, *resume))
+    assert code == 0, said
+    assert_same(out, whole, STEPS)
+    assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 2
+
+
+def crash_at(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Runs crash after the update of ``step``, before it is recorded."""
+    record = Record.step
+
+    def crash(self: Record, number: int, *arguments: Any) -> None:
+        if number == step:
+            raise Crash
+        record(self, number, *arguments)
+
+    monkeypatch.setattr(Record, "step", crash)
+
+
+ALGORITHMS = {
+    "grpo": ("algo.num_iterations=2", "algo.lr_scheduler_type=cosine", "algo.warmup_steps=2", "algo.weight_decay=0.1"),
+    "kl": ("algo.beta=0.1",),  # its reference is the model the run began with, not the checkpoint
+    "ppo": ("algo=ppo", "algo.num_prompts=8", "algo.num_generations=1"),  # with a critic to be saved
+    "bfloat16": ("model.dtype=bfloat16",),  # with float32 master weights to be saved
+    "attempts": ("algo.max_attempts=3", "algo.num_generations=2"),
+}
+
+
+@pytest.mark.parametrize("overrides", ALGORITHMS.values(), ids=ALGORITHMS.keys())
+def test_every_algorithm_resumes_exactly(
+    overrides: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, ours = tmp_path / "whole", tmp_path / "ours"
+    run(tiny_config(*SHORT, *overrides), whole)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 6)
+        with pytest.raises(Crash):
+            run(tiny_config(*SHORT, *overrides), ours)
+    assert checkpoint.step_of(checkpoint.latest(ours)) == 4
+    run(tiny_config(*SHORT, *overrides, f"resume={ours}"), ours)
+    assert_same(ours, whole, 6)
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An uninterrupted run of ``SHORT``."""
+    out = tmp_path_factory.mktemp("short") / "run"
+    run(tiny_config(*SHORT, "algo.num_iterations=2"), out)
+    return out
+
+
+@pytest.fixture
+def crashed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The same run, crashed in step 6: its newest checkpoint is of step 4, its metrics go up to step 5."""
+    out = tmp_path / "crashed"
+    with monkeypatch.context() as patch:
+        crash_at(patch, 6)
+        with pytest.raises(Crash):
+            run(tiny_config(*SHORT, "algo.num_iterations=2"), out)
+    assert [line["step"] for line in metrics_of(out)] == [0, 1, 2, 3, 4, 5]
+    return out
+
+
+def resume(out: Path, *overrides: str) -> float | None:
+    return run(tiny_config(*SHORT, "algo.num_iterations=2", f"resume={out}", *overrides), out)
+
+
+def forget_moments(folder: Path) -> None:
+    state = torch.load(folder / "learner.pt", weights_only=False)
+    for moments in state["optimizer"]["state"].values():
+        moments["exp_avg"].zero_()
+    torch.save(state, folder / "learner.pt")
+
+
+def forget_generator(name: str) -> Callable[[Path], None]:
+    def forget(folder: Path) -> None:
+        states = torch.load(folder / "random-0.pt", weights_only=False)
+        fresh = torch.load(folder.parent.parent / "step-000002" / "training_state" / "random-0.pt", weights_only=False)
+        torch.save(states | {name: fresh[name]}, folder / "random-0.pt")
+
+    return forget
+
+
+FORGETFUL = {"moments": forget_moments} | {name: forget_generator(name) for name in ("python", "numpy", "torch")}
+
+
+@pytest.mark.parametrize("forget", FORGETFUL.values(), ids=FORGETFUL.keys())
+def test_losing_any_state_would_show(short: Path, crashed: Path, forget: Callable[[Path], None]) -> None:
+    """The negative control of this file's equalities."""
+    forget(crashed / "checkpoints" / "step-000004" / "training_state")
+    resume(crashed)
+    assert timeless(crashed)[:5] == timeless(short)[:5]
+    assert timeless(crashed)[5:] != timeless(short)[5:]
+
+
+def test_metrics_and_traces_are_cut_back_to_the_checkpoint(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert (crashed / "traces" / "step-000005.parquet").exists()
+    crash_at(monkeypatch, 5)
+    with pytest.raises(Crash):
+        resume(crashed)
+    assert [line["step"] for line in metrics_of(crashed)] == [0, 1, 2, 3, 4]
+    assert sorted(set(read_traces(crashed, ["step"])["step"])) == [0, 1, 2, 3, 4]
+    assert not (crashed / "traces" / "step-000005.parquet").exists()
+
+
+def half_write(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("what", ["weights", "learner", "random"])
+def test_a_crash_while_saving_leaves_the_last_checkpoint_whole(
+    short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
+) -> None:
+    out = tmp_path / "run"
+    save_weights, save_state = checkpoint.Learner.state_dict, torch.save
+
+    def crash_in_weights(self: Any) -> Any:
+        half_write(out / "checkpoints" / ".step-000004.tmp" / "model.safetensors")
+        raise Crash
+
+    def crash_in_state(state: Any, path: Path) -> None:
+        save_state(state, path)
+        if "step-000004" in str(path) and path.name.startswith(what):
+            half_write(path)
+            raise Crash
+
+    with monkeypatch.context() as patch:
+        if what == "weights":
+            calls = iter(range(100))
+            patch.setattr(
+                checkpoint.Learner, "state_dict", lambda self: save_weights(self) if not next(calls) else crash_in_weights(self)
+            )
+        else:
+            patch.setattr(torch, "save", crash_in_state)
+        with pytest.raises(Crash):
+            run(tiny_config(*SHORT, "algo.num_iterations=2"), out)
+    assert [folder.name for folder in checkpoint.found(out)] == ["step-000002"]
+    assert checkpoint.latest(out).name == "step-000002"
+    weights_of(out, 2)
+    resume(out)
+    assert_same(out, short, 6)
+    assert sorted(path.name for path in (out / "checkpoints").iterdir()) == ["step-000004", "step-000006"]
+
+
+def test_a_crash_while_removing_an_old_checkpoint_leaves_no_half_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is called step-000123 can be loaded, the ones about to go included."""
+    remove = shutil.rmtree
+
+    def crash_half_way(folder: Path, *arguments: Any, **options: Any) -> None:
+        if Path(folder).exists() and "step-" in Path(folder).name:
+            (Path(folder) / "model.safetensors").unlink()
+            raise Crash
+        remove(folder, *arguments, **options)
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", crash_half_way)
+        with pytest.raises(Crash):
+            run(tiny_config(*SHORT, "keep_checkpoints=1"), out)
+    assert checkpoint.latest(out).name == "step-000004"
+    for folder in checkpoint.found(out):
+        weights_of(out, checkpoint.step_of(folder))
+
+
+def test_another_configuration_is_refused(crashed: Path) -> None:
+    before = contents(crashed)
+    with pytest.raises(ConfigError) as refused:
+        resume(crashed, "algo.learning_rate=1e-3", "seed=7", "sampling.max_completion_length=9")
+    lines = str(refused.value).splitlines()
+    assert str(crashed) in lines[0]
+    assert lines[1:4] == [
+        "  algo.learning_rate: 0.003 then, 0.001 now",
+        "  sampling.max_completion_length: 8 then, 9 now",
+        "  seed: 0 then, 7 now",
+    ]
+    assert "model=" in lines[4]
+    assert contents(crashed) == before
+
+
+def test_a_step_that_is_passed_already_is_refused(crashed: Path) -> None:
+    before = contents(crashed)
+    with pytest.raises(ConfigError, match="is at step 4, beyond max_steps=3"):
+        resume(crashed, "max_steps=3")
+    assert contents(crashed) == before
+
+
+@pytest.mark.parametrize("exists", [True, False])
+def test_what_is_no_run_folder_is_refused(tmp_path: Path, exists: bool) -> None:
+    folder = tmp_path / "elsewhere"
+    if exists:
+        folder.mkdir()
+    with pytest.raises(ConfigError, match=rf"resume={folder} is no run folder: it has no config.yaml"):
+        resume(folder)
+    assert folder.exists() == exists
+    assert not list(tmp_path.glob("elsewhere/*"))
+
+
+def test_a_finished_run_goes_on_with_more_steps(short: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    run(tiny_config(*SHORT, "algo.num_iterations=2", "max_steps=3"), out)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 3
+    resume(out, "max_steps=6")
+    assert_same(out, short, 6)
+    assert json.loads((out / "summary.json").read_text())["steps"] == 6
+
+
+def test_resuming_a_finished_run_changes_nothing(short: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(short, out)
+    accuracy = resume(out)
+    assert contents(out) | {"manifest.json": ""} == contents(short) | {"manifest.json": ""}
+    assert accuracy == metrics_of(short)[-1]["eval/capitals/accuracy"]
+
+
+def test_without_a_checkpoint_it_starts_at_step_0(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        crash_at(patch, 2)
+        with pytest.raises(Crash):
+            run(tiny_config(*SHORT, "algo.num_iterations=2"), out)
+    assert not checkpoint.found(out)
+    resume(out)
+    assert_same(out, short, 6)

@@ -9,7 +9,7 @@ import hashlib
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -137,6 +137,22 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
         raise ConfigError(f"the configuration can't be resolved: {error}") from error
     assert isinstance(plain, dict)
     return {str(key): value for key, value in plain.items()}
+
+
+def continued(cfg: DictConfig, overrides: Sequence[str]) -> DictConfig:
+    """``resume=<run folder>`` alone, or with overrides of RESUMABLE keys only, means that run's own configuration.
+
+    With any other override the configuration stays as composed, and ``check_same_run`` compares the two.
+    """
+    saved = Path(cfg.resume or "") / "config.yaml"
+    keys = [override.lstrip("+~").split("=")[0] for override in overrides]
+    if cfg.resume is None or not saved.is_file() or any(key.split(".")[0] not in RESUMABLE for key in keys):
+        return cfg
+    own = OmegaConf.load(saved)
+    assert isinstance(own, DictConfig)
+    for key in keys:
+        OmegaConf.update(own, key, OmegaConf.select(cfg, key))
+    return own
 
 
 def check_same_run(config: Mapping[str, Any], saved: Mapping[str, Any], folder: Path) -> None:

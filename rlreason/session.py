@@ -184,6 +184,8 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     with StopSignal() as stop:
         try:
             if accelerator.is_main_process:
+                screen = console.open(cfg.max_steps, start=done)
+                screen.say(f"run folder: {out}" + (f", after step {done}" if resumed else ""))
                 record = Record(
                     out,
                     config=config,
@@ -191,7 +193,7 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
                         seed=seed, model=policy.info, env=env.manifest(), root=Path(__file__).resolve().parent.parent
                     ),
                     env=env.name,
-                    console=console.open(cfg.max_steps, start=done),
+                    console=screen,
                     tracker=logger.open(out, config),
                 )
                 record.truncate(done if resumed else -1)

@@ -12,7 +12,7 @@ import hydra
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
-from rlreason.config import CONF, guarded, start
+from rlreason.config import CONF, continued, guarded, start
 from rlreason.session import Session, open_session
 
 
@@ -46,7 +46,9 @@ def run(cfg: DictConfig, out: Path) -> float | None:
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def main(cfg: DictConfig) -> float | None:
     """The entry point that Hydra calls; the float is what a sweeper optimises."""
-    return guarded(lambda: run(cfg, Path(HydraConfig.get().runtime.output_dir)))
+    hydra_config = HydraConfig.get()
+    cfg = continued(cfg, hydra_config.overrides.task)
+    return guarded(lambda: run(cfg, Path(hydra_config.runtime.output_dir)))
 
 
 if __name__ == "__main__":

@@ -270,7 +270,7 @@ def gsm8k_study(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     ):
         limits = ["env=gsm8k", "model=tiny", "split=test", "sampling.max_completion_length=8"]
         evaluate.run(config("evaluate", [*limits, *source, override]), folder / "eval" / prompt)
-    short = [*SMALL, "sampling.max_completion_length=8"]
+    short = [*SMALL, "sampling.max_completion_length=8", "eval_limit=4"]
     train.run(config("train", ["+experiment=gsm8k", *short, *source]), folder / "train")
     return folder, data
 
@@ -303,6 +303,7 @@ def test_gsm8k(gsm8k_study: tuple[Path, Path], tmp_path: Path, capsys: pytest.Ca
         assert training["curves"][name] == pytest.approx(column(lines, name), rel=1e-5)
     assert training["before"] == pytest.approx({k: v for k, v in lines[0].items() if k.startswith("eval/")}, rel=1e-5)
     assert training["after"] == pytest.approx({k: v for k, v in lines[-1].items() if k.startswith("eval/")}, rel=1e-5)
+    assert training["validation_problems"] == 4  # of five
     assert training["minutes"] == pytest.approx(sum(column(lines, "step_time")) / 60, rel=1e-5)
     assert cells(printed, "reward")[1:] == [f"{lines[1]['reward']:.3g}", f"{lines[3]['reward']:.3g}"]
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)

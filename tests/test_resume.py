@@ -25,6 +25,7 @@ from test_train import TINY, metrics_of, texts_of, timeless, tiny_config, weight
 from rlreason import checkpoint
 from rlreason.analysis.load import read_traces
 from rlreason.config import ConfigError
+from rlreason.policy import Policy
 from rlreason.record import Record
 from rlreason.train import run
 
@@ -34,9 +35,7 @@ RUN = (
     "~env", "env={_target_: test_train.Capitals, noise: 0.1, seconds: 0.003}", "algo.num_iterations=2",
     "save_every=5", "eval_every=10", f"max_steps={STEPS}",
 )  # fmt: skip
-SHORT = (
-    "~env", "env={_target_: test_train.Capitals, noise: 0.1}", "save_every=2", "eval_every=3", "max_steps=6",
-)  # fmt: skip
+SHORT = ("~env", "env={_target_: test_train.Capitals, noise: 0.1}", "save_every=2", "eval_every=3", "max_steps=6")
 
 
 class Crash(Exception):
@@ -139,7 +138,7 @@ def test_sigterm_and_sigint_save_and_leave(whole: Path, tmp_path: Path) -> None:
         assert ended == code, said
         assert "Traceback" not in said
         assert number.name in said
-        assert f"resume={out.relative_to(tmp_path)}" in said
+        assert f"resume={out}" in said
         reached = metrics_of(out)[-1]["step"]
         assert at <= reached < STEPS
         assert checkpoint.step_of(checkpoint.latest(out)) == reached  # not one step is lost
@@ -253,35 +252,31 @@ def half_write(path: Path) -> None:
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
-@pytest.mark.parametrize("what", ["weights", "learner", "random"])
+@pytest.mark.parametrize("what", ["model.safetensors", "learner.pt", "random-0.pt"])
 def test_a_crash_while_saving_leaves_the_last_checkpoint_whole(
     short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, what: str
 ) -> None:
     out = tmp_path / "run"
-    save_weights, save_state = checkpoint.Learner.state_dict, torch.save
+    save_policy, save_state = Policy.save, torch.save
 
-    def crash_in_weights(self: Any) -> Any:
-        half_write(out / "checkpoints" / ".step-000004.tmp" / "model.safetensors")
-        raise Crash
+    def crash_in_policy(self: Policy, folder: str, masters: list[torch.Tensor]) -> None:
+        save_policy(self, folder, masters)
+        if "step-000004" in folder and what == "model.safetensors":
+            half_write(Path(folder) / what)
+            raise Crash
 
     def crash_in_state(state: Any, path: Path) -> None:
         save_state(state, path)
-        if "step-000004" in str(path) and path.name.startswith(what):
+        if "step-000004" in str(path) and path.name == what:
             half_write(path)
             raise Crash
 
     with monkeypatch.context() as patch:
-        if what == "weights":
-            calls = iter(range(100))
-            patch.setattr(
-                checkpoint.Learner, "state_dict", lambda self: save_weights(self) if not next(calls) else crash_in_weights(self)
-            )
-        else:
-            patch.setattr(torch, "save", crash_in_state)
+        patch.setattr(Policy, "save", crash_in_policy)
+        patch.setattr(torch, "save", crash_in_state)
         with pytest.raises(Crash):
             run(tiny_config(*SHORT, "algo.num_iterations=2"), out)
     assert [folder.name for folder in checkpoint.found(out)] == ["step-000002"]
-    assert checkpoint.latest(out).name == "step-000002"
     weights_of(out, 2)
     resume(out)
     assert_same(out, short, 6)

@@ -62,7 +62,7 @@ def read_training(folder: Path) -> dict[str, Any]:
         "env": manifest["env"]["name"],
         "steps": len(steps),
         "minutes": float(steps["step_time"].sum() / 60),
-        "validation_problems": manifest["env"]["sizes"]["validation"],
+        "validation_problems": len(read_traces(folder / "traces" / "eval-validation-000000.parquet", ["problem"])),
         "before": evaluated.iloc[0].dropna().to_dict(),
         "after": evaluated.iloc[-1].dropna().to_dict(),
         "curves": {name: numbers(steps[name]) for name in curves if name in steps},
@@ -155,7 +155,7 @@ def tables(results: Mapping[str, Any]) -> str:
     for name, label in rows.items():
         if name in curves:
             lines.append(f"| {label} | {curves[name][0]:.3g} | {curves[name][-1]:.3g} |")
-    lines += ["", "| greedy, on validation | before | after |", "|---|---|---|"]
+    lines += ["", f"| greedy, {training['validation_problems']} validation problems | before | after |", "|---|---|---|"]
     prefix = f"eval/{training['env']}/"
     for metric in METRICS:
         if (key := prefix + metric) in training["before"]:

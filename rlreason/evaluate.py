@@ -18,6 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from rlreason import checkpoint
@@ -52,6 +54,7 @@ def evaluate(
     samples: int = 1,
     rank: int = 0,
     world: int = 1,
+    on_completion: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
     """Graded rollouts of the first ``limit`` problems of a split (None: all), ``samples`` of each; problem i has group
     i. Process ``rank`` of ``world`` takes every ``world``-th problem. Raises ValueError for all of an endless split.
@@ -65,6 +68,7 @@ def evaluate(
     return roll_out(
         engine, env, policy, chosen, sampling,
         samples=samples, groups=numbers, seed=derived_seed(seed, "evaluate", split), clock=Clock(),
+        on_completion=on_completion,
     )  # fmt: skip
 
 
@@ -128,14 +132,18 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     if cfg.num_samples > 1 and sampling.temperature == 0:
         raise ConfigError("num_samples > 1 needs sampling.temperature above 0: greedy samples are all the same")
     env: Env = build(cfg, "env")
+    with naming("split"):
+        env.split(cfg.split)
     accelerator = Accelerator()
     with naming("model"):
         policy: Policy = build(cfg, "model")(device=accelerator.device)
     engine: Engine = build(cfg, "engine")(policy)
-    with naming("evaluate"):
+    size = min((n for n in (cfg.limit, env.split(cfg.split).size) if n is not None), default=0)
+    with naming("evaluate"), Progress(console=Console(stderr=True), disable=not accelerator.is_main_process) as bar:
+        task = bar.add_task(f"{env.name}, {cfg.split}", total=size * cfg.num_samples / accelerator.num_processes)
         own = evaluate(
             engine, env, policy, cfg.split, sampling, limit=cfg.limit, seed=cfg.seed, samples=cfg.num_samples,
-            rank=accelerator.process_index, world=accelerator.num_processes,
+            rank=accelerator.process_index, world=accelerator.num_processes, on_completion=lambda: bar.advance(task),
         )  # fmt: skip
     rollouts = gather_object(own)
     if not accelerator.is_main_process:

@@ -8,7 +8,7 @@ where the template allows it, and budgets of turns and tokens (another issue).
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -129,10 +129,12 @@ def roll_out(
     groups: Sequence[int],
     seed: int,
     clock: Clock,
+    on_completion: Callable[[], None] = lambda: None,
 ) -> list[Rollout]:
     """``samples`` graded rollouts of each problem, neighbours, numbered by ``groups``.
 
-    Each sample's draws depend on (seed, group, sample, turn) alone. ``clock`` gets ``generate`` and ``grade``.
+    Each sample's draws depend on (seed, group, sample, turn) alone. ``clock`` gets ``generate`` and ``grade``;
+    ``on_completion`` is called as each completion is done.
     """
     open_: list[_Conversation] = []
     for problem, group in zip(problems, groups, strict=True):
@@ -147,7 +149,7 @@ def roll_out(
             Request(prompt.ids, sampling, derived_seed(c.seed, turn)) for c, prompt in zip(open_, prompts, strict=True)
         ]
         with clock.measure("generate"):
-            completions = generate(engine, requests)
+            completions = generate(engine, requests, on_completion)
         for c, prompt, completion in zip(open_, prompts, completions, strict=True):
             c.segments.append(_segment(prompt.ids, completion))
             c.text = prompt.opened + policy.decode(completion.ids)

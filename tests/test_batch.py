@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -135,7 +136,7 @@ def test_micro_batches_hold_every_row_once_within_the_budget(seed: int, budget: 
     longest = rows[total[rows] == total[rows].max()]
     assert groups[0] in batch.group[longest].tolist()  # the most memory is asked for first
     # a piece ends because the next row would not have fitted
-    for piece, following in zip(pieces, pieces[1:], strict=False):
+    for piece, following in pairwise(pieces):
         assert padded(batch, torch.cat([piece, following[:1]])) > budget
 
 

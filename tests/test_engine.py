@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import device, make_rollout, plain, plain_logp, random_ids, sharpen, tiny, tiny_folder
+from transformers import AutoModelForCausalLM as Auto
 from transformers import (
     AutoTokenizer,
     GPT2Config,
@@ -20,7 +21,6 @@ from transformers import (
     Qwen2Config,
     Qwen3Config,
 )
-from transformers import AutoModelForCausalLM as Auto
 
 from rlreason import models
 from rlreason.batch import collate
@@ -287,9 +287,7 @@ Sampled = tuple[list[Request], list[Completion]]
 
 def sample(policy: Policy, *, questions: int, samples: int, length: int) -> Sampled:
     """Answers to sums at temperature 0.7, in prompts of two lengths, with rows waiting for a slot."""
-    rendered = [
-        policy.render([{"role": "user", "content": f"What is {i} + {8 + i}?"}]).ids for i in range(questions)
-    ]
+    rendered = [policy.render([{"role": "user", "content": f"What is {i} + {8 + i}?"}]).ids for i in range(questions)]
     sampling = Sampling(temperature=0.7, max_completion_length=length)
     requests = [Request(ids, sampling, 100 * i + j) for i, ids in enumerate(rendered) for j in range(samples)]
     return requests, generate(engine(policy, max_rows=len(requests) - 2), requests)

@@ -153,11 +153,11 @@ def test_saved_policy_loads_in_any_tool(tmp_path: Path, dtype: Any) -> None:
     learner.publish()
     policy.save(str(tmp_path), learner.masters)
 
-    model = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="grouped")
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32, attn_implementation="grouped")
     model = model.to(device()).eval()
     for (name, parameter), master in zip(model.named_parameters(), learner.masters, strict=True):
         assert torch.equal(parameter, master), name
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tmp_path)
     assert tokenizer.chat_template == policy.tokenizer.chat_template
     text = tokenizer.apply_chat_template(QUESTION, tokenize=False, add_generation_prompt=True)
     ids = tokenizer(text, add_special_tokens=False).input_ids
@@ -231,7 +231,7 @@ def test_embedded_model_is_the_gguf_that_transformers_reads(tmp_path: Path, monk
         return read[-1]
 
     monkeypatch.setenv("RLREASON_CACHE", str(tmp_path))
-    monkeypatch.setattr(models.AutoModelForCausalLM, "from_pretrained", keep)
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", keep)
     ours = models.load("embedded", dtype="float32", attn_implementation="eager")
     theirs, _ = read  # the GGUF, then the converted folder
     theirs.eval().set_attn_implementation("eager")

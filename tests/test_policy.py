@@ -3,6 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -144,9 +145,7 @@ def test_prompts_that_differ_within_a_group_are_not_shared(policy: Policy) -> No
         logp = token_logprobs(policy.model, batch, 1.0).logp
         reference = plain(policy.model)
         for row, prompt in zip(logp, prompts, strict=True):
-            torch.testing.assert_close(
-                row[6:], plain_logp(reference, prompt, COMPLETIONS[0], 1.0), rtol=0, atol=1e-5
-            )
+            torch.testing.assert_close(row[6:], plain_logp(reference, prompt, COMPLETIONS[0], 1.0), rtol=0, atol=1e-5)
 
 
 def test_tokens_of_the_environment_are_read_but_not_scored(policy: Policy) -> None:
@@ -217,7 +216,7 @@ def test_gradient_checkpointing_gives_the_same_gradient() -> None:
         if checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.model.train()
-        rows = prompt_rows(policy.model, lambda policy=policy: policy.forward(batch, 1.0))
+        rows = prompt_rows(policy.model, partial(policy.forward, batch, 1.0))
         assert rows == ([6] if checkpointing else [3, 6])
         gradients.append(torch.autograd.grad(policy.forward(batch, 1.0).logp.sum(), policy.parameters()))
     for one, other in zip(*gradients, strict=True):
@@ -307,7 +306,7 @@ def test_log_softmax_at_by_hand() -> None:
 
 ADDS_BOS = TemplateProcessing(single="<|im_start|> $A", special_tokens=[("<|im_start|>", 1)])
 WRITES_BOS = "{{ bos_token }}{% for message in messages %}{{ message['content'] }}|{% endfor %}"
-OPENS_THOUGHT = "{% for m in messages %}{{ m['content'] }}|{% endfor %}{% if add_generation_prompt %}<think>\n{% endif %}"
+OPENS_THOUGHT = WRITES_BOS.removeprefix("{{ bos_token }}") + "{% if add_generation_prompt %}<think>\n{% endif %}"
 QUESTION: list[Message] = [{"role": "user", "content": "hi"}]
 
 

@@ -145,9 +145,7 @@ def test_rollouts_carry_what_was_written_and_its_grade(policy: Policy) -> None:
     engine = Scripted(policy, lambda i: letters[i % 3 :] + ([2] if i % 3 != 1 else []))
     env = Toy(lambda i, episode: Grade(float(i), i % 2 == 0, parts={"length": float(len(episode.text))}))
     problems = [Sums()[i] for i in (7, 2)]
-    rollouts = roll_out(
-        engine, env, policy, problems, SAMPLING, samples=3, groups=[40, 10], seed=1, clock=Clock()
-    )
+    rollouts = roll_out(engine, env, policy, problems, SAMPLING, samples=3, groups=[40, 10], seed=1, clock=Clock())
     assert [r.problem.id for r in rollouts] == ["p7"] * 3 + ["p2"] * 3
     assert [r.group for r in rollouts] == [40] * 3 + [10] * 3
     assert [r.text for r in rollouts] == ["abc", "bc", "c"] * 2
@@ -201,9 +199,7 @@ def test_two_turns_by_hand(policy: Policy) -> None:
     words = [policy.tokenizer(w, add_special_tokens=False).input_ids for w in ("ab", "c", "def", "gh")]
     # Requests 0 and 1 are the first turns of the two episodes, 2 and 3 their second ones.
     engine = Scripted(policy, lambda i: [*words[i], 2])
-    rollouts = roll_out(
-        engine, env, policy, [Sums()[3]], SAMPLING, samples=2, groups=[6], seed=9, clock=Clock()
-    )
+    rollouts = roll_out(engine, env, policy, [Sums()[3]], SAMPLING, samples=2, groups=[6], seed=9, clock=Clock())
     first, second = rollouts
     assert first.messages == [
         {"role": "user", "content": "3 + 1?"},

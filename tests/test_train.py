@@ -42,7 +42,7 @@ class Capitals(SingleTurnEnv):
     """Pays the share of capital letters, which 26 of the tiny model's 260 tokens are: untrained, about 0.1.
 
     Right is whatever has a capital at all. ``noise`` is drawn from the global generators, so that a run which loses
-    one of their states shows it; ``seconds`` is how long grading a completion takes, so that a signal finds a run at work.
+    one of their states shows it. ``seconds`` is how long grading a completion takes: signals shall find a run at work.
     """
 
     noise: float = 0.0
@@ -295,7 +295,7 @@ def test_synthetic_data_say_so_in_every_name(tmp_path: Path) -> None:
 @pytest.mark.parametrize("algo", ["grpo", "ppo"])
 def test_learns(algo: str, tmp_path: Path) -> None:
     sizes = {"grpo": ("algo.num_generations=8",), "ppo": ("algo.num_prompts=32", "algo.num_generations=1")}
-    run(tiny_config(*CAPITALS, f"algo={algo}", *sizes[algo], "max_steps=40", "save_every=40", "eval_every=40"), tmp_path)
+    run(tiny_config(*CAPITALS, f"algo={algo}", *sizes[algo], "max_steps=40", "eval_every=40"), tmp_path)
     rewards = [line["reward"] for line in metrics_of(tmp_path)[1:]]
     assert sum(rewards[:5]) / 5 < 0.2
     assert sum(rewards[-5:]) / 5 > 0.85

@@ -155,7 +155,11 @@ def tables(results: Mapping[str, Any]) -> str:
     for name, label in rows.items():
         if name in curves:
             lines.append(f"| {label} | {curves[name][0]:.3g} | {curves[name][-1]:.3g} |")
-    lines += ["", f"| greedy, {training['validation_problems']} validation problems | before | after |", "|---|---|---|"]
+    lines += [
+        "",
+        f"| greedy, {training['validation_problems']} validation problems | before | after |",
+        "|---|---|---|",
+    ]
     prefix = f"eval/{training['env']}/"
     for metric in METRICS:
         if (key := prefix + metric) in training["before"]:

@@ -316,6 +316,16 @@ def test_bfloat16_weights_follow_float32_masters() -> None:
     assert (computing != 0).float().mean() < 0.5
 
 
+def test_masters_gather_the_gradients_of_all_micro_batches() -> None:
+    """In bfloat16 a parameter's gradient is handed on after each micro-batch; the sum is taken in float32."""
+    batch = make_batch(tiny())
+    (exact,) = gradients(make_learner(tiny()), batch)
+    for budget in (100_000, 70, 1):
+        (found,) = gradients(make_learner(tiny("bfloat16"), micro_batch_tokens=budget), batch)
+        assert {g.dtype for g in found} == {torch.float32}
+        assert relative_error(found, exact) < 0.06  # bfloat16 rounding alone: 0.034
+
+
 def test_float32_weights_are_their_own_masters() -> None:
     learner = make_learner(tiny())
     assert all(m is p for m, p in zip(learner.masters, learner.policy.parameters(), strict=True))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate import Accelerator
-from test_train import CAPITALS, TINY, metrics_of, texts_of, tiny_config
+from test_train import CAPITALS, TINY, texts_of, timeless, tiny_config
 
 from rlreason.algo import Algo
 from rlreason.analysis.load import read_traces
@@ -62,9 +62,17 @@ def rollouts(groups: tuple[int, ...]) -> list[Rollout]:
     return made
 
 
-def update(overrides: tuple[str, ...], groups: tuple[int, ...]) -> dict[str, object]:
-    """One training step on this process's groups: the gradient of each optimiser step, the change of the weights, and
-    the metrics."""
+@dataclass(frozen=True)
+class Update:
+    """One training step: the gradient of each optimiser step, the weights after it, and the metrics."""
+
+    gradients: list[list[torch.Tensor]]
+    weights: list[torch.Tensor]
+    metrics: dict[str, float]
+
+
+def update(overrides: tuple[str, ...], groups: tuple[int, ...]) -> Update:
+    """Train a fresh policy on this process's groups."""
     cfg = tiny_config(*overrides, "algo.max_grad_norm=inf")
     algo: Algo = build(cfg, "algo")
     accelerator = Accelerator(cpu=True)
@@ -80,20 +88,20 @@ def update(overrides: tuple[str, ...], groups: tuple[int, ...]) -> dict[str, obj
     before = [master.detach().clone() for master in learner.masters]
     gradients: list[list[torch.Tensor]] = []
     learner.optimizer.register_step_pre_hook(
-        lambda *_: gradients.append([torch.zeros_like(m) if m.grad is None else m.grad.clone() for m in learner.masters])
+        lambda *_: gradients.append(
+            [torch.zeros_like(m) if m.grad is None else m.grad.clone() for m in learner.masters]
+        )
     )
     batch = learner.annotate(collate(rollouts(groups)))
-    if not groups:  # an empty batch has no width
-        batch = replace(batch)
     metrics = learner.update(algo.estimator(batch, learner.sum))
-    moved = [master.detach() - old for master, old in zip(learner.masters, before, strict=True)]
-    return {"gradients": gradients, "moved": moved, "metrics": metrics}
+    assert all(not torch.equal(master, old) for master, old in zip(learner.masters[:3], before[:3], strict=True))
+    return Update(gradients, [master.detach() for master in learner.masters], metrics)
 
 
 def worker(out: Path) -> None:
     rank = Accelerator(cpu=True).process_index
     found = {
-        (algorithm, share): update(overrides, groups[rank])
+        (algorithm, share): vars(update(overrides, groups[rank]))
         for algorithm, overrides in ALGORITHMS.items()
         for share, groups in SHARES.items()
     }
@@ -102,47 +110,81 @@ def worker(out: Path) -> None:
 
 def launch(folder: Path, *arguments: str) -> None:
     """torchrun with two processes on CPU, in ``folder``."""
+    own = {
+        "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")]),
+        "OMP_NUM_THREADS": "1",
+        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
+    }
     done = subprocess.run(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", *arguments],
-        cwd=folder,
-        env=os.environ
-        | {
-            "PYTHONPATH": os.pathsep.join([str(REPO), str(REPO / "tests")]),
-            "OMP_NUM_THREADS": "1",
-            "ACCELERATE_USE_CPU": "true",
-            "CUDA_VISIBLE_DEVICES": "",
-        },
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
+        cwd=folder, env=os.environ | own, capture_output=True, text=True, timeout=240,
+    )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+Found = list[dict[tuple[str, str], Update]]
+
+
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[tuple[str, str], dict[str, object]]]:
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    """What each of the two processes computed."""
     out = tmp_path_factory.mktemp("update")
     launch(out, str(Path(__file__).resolve()), str(out))
-    return [torch.load(out / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
+    ranks = [torch.load(out / f"rank-{rank}.pt", weights_only=False) for rank in range(2)]
+    return [{case: Update(**fields) for case, fields in rank.items()} for rank in ranks]
 
 
-def relative(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
-    ours_, theirs_ = (torch.cat([t.flatten().double() for t in tensors]) for tensors in (ours, theirs))
-    assert theirs_.norm() > 0
-    return float((ours_ - theirs_).norm() / theirs_.norm())
+def relative_error(ours: list[torch.Tensor], theirs: list[torch.Tensor]) -> float:
+    """|ours - theirs| / |theirs|, over all tensors as one vector."""
+    one, other = (torch.cat([tensor.flatten().double() for tensor in tensors]) for tensors in (ours, theirs))
+    assert other.norm() > 0
+    return float((one - other).norm() / other.norm())
 
 
 @pytest.mark.parametrize("share", SHARES)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_two_processes_update_like_one(found, algorithm: str, share: str) -> None:
+def test_two_processes_update_like_one(found: Found, algorithm: str, share: str) -> None:
     alone = update(ALGORITHMS[algorithm], tuple(range(GROUPS)))
-    for rank in range(2):
-        both = found[rank][algorithm, share]
-        assert len(both["gradients"]) == len(alone["gradients"])
-        for ours, theirs in zip(both["gradients"], alone["gradients"], strict=True):
-            print(relative(ours, theirs), max(relative([a],[b]) for a,b in zip(ours,theirs) if b.norm()>0))
-        print('moved', relative(both["moved"], alone["moved"]))
-        print({k:(v,both["metrics"].get(k)) for k,v in alone["metrics"].items() if both["metrics"].get(k)!=v}, both["metrics"].keys()^alone["metrics"].keys())
+    steps = {"grpo": 1, "skipping": 4, "sequence mean": 1, "ppo": 2}[algorithm]
+    assert len(alone.gradients) == steps
+    for both in (rank[algorithm, share] for rank in found):
+        assert len(both.gradients) == steps
+        for ours, theirs in zip(both.gradients, alone.gradients, strict=True):
+            assert relative_error(ours, theirs) < 1e-5
+        for one, other in zip(both.gradients[0], alone.gradients[0], strict=True):  # each tensor by itself
+            assert relative_error([one], [other]) < 1e-5
+        assert relative_error(both.weights, alone.weights) < 1e-5
+        assert both.metrics == pytest.approx(alone.metrics, rel=1e-5, abs=1e-7)
+    first, second = (rank[algorithm, share].weights for rank in found)
+    assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("prompts", [3, 1])  # 1: the second process never has anything to roll out or to evaluate
+def test_two_processes_train_like_one(tmp_path: Path, prompts: int) -> None:
+    overrides = (*CAPITALS, f"algo.num_prompts={prompts}", f"eval_limit={prompts}", "max_steps=2")
+    run(tiny_config(*overrides), tmp_path / "one")
+    launch(tmp_path, "-m", "rlreason.train", *TINY, *overrides, "hydra/job_logging=none")
+    (two,) = (tmp_path / "runs" / "train").iterdir()
+    assert len(list(tmp_path.rglob("metrics.jsonl"))) == 2  # one each
+    assert (two / "summary.json").is_file()
+    assert sorted(path.name for path in (two / "checkpoints" / "step-000002" / "training_state").iterdir()) == [
+        "learner.pt", "random-0.pt", "random-1.pt",
+    ]  # fmt: skip
+
+    def problems(out: Path) -> list[tuple[object, ...]]:
+        rows = read_traces(out, ["step", "split", "group", "sample", "problem"])
+        return sorted(tuple(row) for row in rows.itertuples(index=False))
+
+    assert problems(two) == problems(tmp_path / "one")
+    drawn = [row for row in problems(two) if row[:2] == (1, "train")]
+    assert [row[2:4] for row in drawn] == [(group, sample) for group in range(prompts) for sample in range(4)]
+    ours, theirs = (sorted(row for row in texts_of(out) if row[0] <= 1) for out in (two, tmp_path / "one"))
+    assert ours == theirs  # the same weights and seeds: the same tokens, whoever drew them
+    ours_lines, theirs_lines = timeless(two), timeless(tmp_path / "one")
+    assert len(ours_lines) == len(theirs_lines) == 3
+    for one, other in zip(ours_lines[:2], theirs_lines[:2], strict=True):
+        assert one == pytest.approx(other, rel=1e-5, abs=1e-7)
 
 
 if __name__ == "__main__":

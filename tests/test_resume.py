@@ -46,7 +46,7 @@ def launch(folder: Path, *overrides: str) -> subprocess.Popen[str]:
     """``python -m rlreason.train`` as a user would call it, in ``folder``."""
     path = os.pathsep.join([str(REPO), str(REPO / "tests")])
     return subprocess.Popen(
-        [sys.executable, "-m", "rlreason.train", *TINY, *RUN, "hydra/job_logging=none", *overrides],
+        [sys.executable, "-m", "rlreason.train", *overrides, "hydra/job_logging=none"],
         cwd=folder,
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
         stdout=subprocess.PIPE,
@@ -97,13 +97,13 @@ def contents(folder: Path) -> dict[str, str]:
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run that nothing happened to."""
     folder = tmp_path_factory.mktemp("whole")
-    code, said = finish(launch(folder))
+    code, said = finish(launch(folder, *TINY, *RUN))
     assert code == 0, said
     return run_folder(folder)
 
 
 def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(whole: Path, tmp_path: Path) -> None:
-    process = launch(tmp_path)
+    process = launch(tmp_path, *TINY, *RUN)
     out = when_recorded(12, tmp_path, process)
     process.kill()
     code, said = finish(process)
@@ -115,7 +115,7 @@ def test_kill_9_loses_at_most_the_steps_since_the_last_checkpoint(whole: Path, t
     assert checkpoint.step_of(checkpoint.latest(out)) >= 10
     config = (out / "config.yaml").read_bytes()
 
-    code, said = finish(launch(tmp_path, f"resume={out.relative_to(tmp_path)}"))
+    code, said = finish(launch(tmp_path, f"resume={out.relative_to(tmp_path)}"))  # the folder says the rest
     assert code == 0, said
     assert run_folder(tmp_path) == out  # in its own folder, not in a new one
     assert_same(out, whole, STEPS)
@@ -131,7 +131,7 @@ def test_sigterm_and_sigint_save_and_leave(whole: Path, tmp_path: Path) -> None:
     """First one, then the other, in the same run; then to the end."""
     resume: tuple[str, ...] = ()
     for number, at, code in ((signal.SIGTERM, 7, 143), (signal.SIGINT, 17, 130)):
-        process = launch(tmp_path, *resume)
+        process = launch(tmp_path, *TINY, *RUN, *resume)
         out = when_recorded(at, tmp_path, process)
         process.send_signal(number)
         ended, said = finish(process)
@@ -144,7 +144,7 @@ def test_sigterm_and_sigint_save_and_leave(whole: Path, tmp_path: Path) -> None:
         assert checkpoint.step_of(checkpoint.latest(out)) == reached  # not one step is lost
         assert not (out / "summary.json").exists()
         resume = (f"resume={out}",)
-    code, said = finish(launch(tmp_path, *resume))
+    code, said = finish(launch(tmp_path, *TINY, *RUN, *resume))
     assert code == 0, said
     assert_same(out, whole, STEPS)
     assert len(json.loads((out / "manifest.json").read_text())["resumed"]) == 2

@@ -23,8 +23,8 @@ class Algo:
     ``num_prompts`` groups of ``num_generations`` samples a step, over all processes; ``num_mini_batches`` optimiser
     steps over them, ``num_iterations`` times. ``max_attempts`` > 1 turns dynamic sampling on.
     ``mask_truncated_completions`` takes completions that hit the length limit out of the loss. ``warmup_steps`` and
-    the schedule count training steps; ``linear`` and ``cosine`` end at 0. The terms read ``beta``, ``epsilon`` and
-    ``epsilon_high``. Terms with coefficient 0 are dropped, and what they need is not computed.
+    the schedule count training steps; ``linear`` and ``cosine`` go towards 0 at ``max_steps``. The terms read
+    ``beta``, ``epsilon`` and ``epsilon_high``. Terms with coefficient 0 are dropped, and what they need is not computed.
 
     Raises ValueError, naming the key, for a combination that can't learn.
     """

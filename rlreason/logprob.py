@@ -30,15 +30,16 @@ class _LogSoftmaxAt(torch.autograd.Function):
     def forward(
         ctx: Any, logits: torch.Tensor, source: torch.Tensor, targets: torch.Tensor, temperature: float
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        total = torch.empty(len(logits), dtype=torch.float32, device=logits.device)  # logsumexp
+        top = logits.amax(-1).float() / temperature  # everything is relative to it: the rest is small, so it is exact
+        total = torch.empty_like(top)  # logsumexp - top
         expected = torch.empty_like(total)  # sum of p x
         for rows in torch.arange(len(logits)).split(CHUNK):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            scaled = logits[part].float() / temperature
+            scaled = logits[part].float() / temperature - top[part, None]
             total[part] = torch.logsumexp(scaled, dim=-1)
             expected[part] = (torch.exp(scaled - total[part, None]) * scaled).sum(-1)
-        logp = logits[source, targets].float() / temperature - total[source]
-        ctx.save_for_backward(logits, source, targets, total, expected)
+        logp = logits[source, targets].float() / temperature - top[source] - total[source]
+        ctx.save_for_backward(logits, source, targets, top, total, expected)
         ctx.temperature = temperature
         return logp, total - expected
 
@@ -46,13 +47,13 @@ class _LogSoftmaxAt(torch.autograd.Function):
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         # With x = logits / temperature and p = softmax(x): d logp_v / dx = 1_v - p, dH / dx = -p (x - sum of p x).
         grad_logp, grad_entropy = grads  # (M,), (N,)
-        logits, source, targets, total, expected = ctx.saved_tensors
+        logits, source, targets, top, total, expected = ctx.saved_tensors
         weight = torch.zeros_like(total).index_add_(0, source, grad_logp)  # (N,)
         grad = torch.empty_like(logits)
         with_entropy = bool(grad_entropy.any())
         for rows in torch.arange(len(logits)).split(CHUNK):
             part = slice(int(rows[0]), int(rows[-1]) + 1)
-            scaled = logits[part].float() / ctx.temperature
+            scaled = logits[part].float() / ctx.temperature - top[part, None]
             factor = weight[part, None]
             if with_entropy:
                 factor = factor + grad_entropy[part, None] * (scaled - expected[part, None])

@@ -127,6 +127,10 @@ class Policy:
             for name, tensor in self.model.state_dict(keep_vars=True).items()
         }
         self.model.save_pretrained(folder, state_dict=state)
+        # It wrote the dtype that the model computes in; a bare from_pretrained would round the file's float32 to that.
+        saved = copy.deepcopy(self.model.config)
+        saved.dtype = torch.float32
+        saved.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
 
 

@@ -155,10 +155,11 @@ def roll_out(
             c.text = prompt.opened + policy.decode(completion.ids)
             c.finish = completion.finish
             c.messages.append({"role": "assistant", "content": c.text})
+        open_ = [c for c in open_ if c.finish == "stop"]  # a turn that was cut off ends the episode
         replies = env.replies([c.state for c in open_], [c.messages for c in open_])
         for c, reply in zip(open_, replies, strict=True):
             c.messages.extend(reply or [])
-        open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None and c.finish == "stop"]
+        open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None]
         turn += 1
     with clock.measure("grade"):
         grades = env.grade([Episode(c.problem, c.state, c.messages, c.text, c.finish) for c in everyone])

@@ -313,7 +313,7 @@ def smol() -> Policy:
 @pytest.fixture(scope="module", params=[tiny, smol], ids=["tiny", "embedded"])
 def float32_samples(request: pytest.FixtureRequest) -> tuple[Policy, Sampled]:
     policy = request.param()
-    return policy, sample(policy, questions=3, samples=3, length=12)
+    return policy, sample(policy, questions=2, samples=3, length=12)
 
 
 def test_logprobs_are_those_of_a_plain_forward(float32_samples: tuple[Policy, Sampled]) -> None:
@@ -336,7 +336,7 @@ def test_engine_agrees_with_token_logprobs_in_bfloat16() -> None:
     """The embedded model: mean and 99.9th percentile of the difference. Sampler and trainer round differently; measured
     on a CPU 0.003 and 0.16 nats."""
     policy = models.load("embedded", dtype="bfloat16", device=device())
-    sampled = sample(policy, questions=4, samples=8, length=20)
+    sampled = sample(policy, questions=3, samples=8, length=18)
 
     def agree(difference: torch.Tensor) -> bool:
         mean, extreme = difference.mean().item(), difference.quantile(0.999).item()
@@ -344,7 +344,7 @@ def test_engine_agrees_with_token_logprobs_in_bfloat16() -> None:
         return mean < 0.02 and extreme < 0.5
 
     right = differences(policy, sampled, 0.7)
-    assert len(right) > 300
+    assert len(right) > 250
     assert agree(right)
     few = sampled[0][:8], sampled[1][:8]
     assert not agree(differences(policy, few, 1.0))  # a temperature left out does not pass for rounding

@@ -59,9 +59,9 @@ class _Slots:
     def reserve(self, slots: int, length: int, like: Any = None) -> None:
         """Make room for ``slots`` rows of ``length`` tokens, a multiple of ``BLOCK``, in layers such as those of the
         cache ``like``."""
-        slots, capacity = max(slots, self.shape[0]), max(-(-length // BLOCK) * BLOCK, self.shape[1])
-        if self.shape == (slots, capacity):
+        if slots <= self.shape[0] and length <= self.shape[1]:
             return
+        capacity = -(-length // BLOCK) * BLOCK  # exactly what is asked for: slots x capacity must not outgrow the cap
         for name in ("keys", "values"):
             layers = getattr(self, name)
             if not layers:
@@ -69,7 +69,8 @@ class _Slots:
             for i, old in enumerate(layers):  # layer by layer, so that only one of them is there twice
                 # zeros: a masked key must be finite, since 0 * NaN is NaN
                 layers[i] = old.new_zeros((slots, old.shape[1], capacity, old.shape[3]))
-                layers[i][: old.shape[0], :, : old.shape[2]] = old
+                rows, seen = min(old.shape[0], slots), min(old.shape[2], capacity)
+                layers[i][:rows, :, :seen] = old[:rows, :, :seen]
 
     def drop(self) -> None:
         """Free the memory; the update needs it."""
@@ -132,13 +133,14 @@ class TorchEngine:
         self.version = -1
         self._tickets = 0
         self._waiting: deque[_Row] = deque()
+        self._active: list[_Row] = []
         self._slots = _Slots()
         self.sync(policy)
 
     def sync(self, policy: Policy) -> None:
         """The engine runs the policy's own module, so new weights are there at once; this counts them. Refused while
         requests are in flight, whose cached keys would be of the old weights."""
-        if self._waiting:
+        if self._waiting or self._active:
             raise RuntimeError("sync while requests are waiting: drain completed() first")
         _refuse_unsupported(policy.model)
         self.policy = policy
@@ -167,7 +169,7 @@ class TorchEngine:
 
     def completed(self) -> Iterator[tuple[int, Completion]]:
         """Yield (ticket, completion) as rows finish; see ``types.Engine``."""
-        active: list[_Row] = []
+        active = self._active
         try:
             while self._waiting or active:
                 finished = self._admit(active) if self._room(active) else []
@@ -177,8 +179,9 @@ class TorchEngine:
                     yield row.ticket, Completion(row.ids, row.logprobs, finish, row.version)
         finally:
             self._slots.drop()
-            if active:  # the caller stopped half-way: the rest is lost, not left half-cached
-                self._waiting.clear()
+            # if the caller stopped half-way, the rest is lost, not left half-cached
+            self._waiting.clear()
+            active.clear()
 
     def _room(self, active: list[_Row]) -> int:
         """How many waiting requests to take in now. A quarter of the batch at a time, so that prefills are not made
@@ -221,7 +224,8 @@ class TorchEngine:
         columns = torch.searchsorted((lengths - 1).unique(), lengths - 1)
         last = out.logits[torch.arange(len(prompts)), columns]  # (prompts, V)
         source = torch.tensor([prompts[tuple(row.request.ids)] for row in fresh], device=device)
-        self._slots.reserve(len(active) + len(fresh), width + 1, out.past_key_values)
+        longest = max([width, *(row.length for row in active)]) + 1
+        self._slots.reserve(len(active) + len(fresh), longest, out.past_key_values)
         slots = torch.arange(len(active), len(active) + len(fresh), device=device)
         self._slots.fill(slots, out.past_key_values, source)
         active.extend(fresh)
@@ -257,6 +261,7 @@ class TorchEngine:
         device = logits.device
         temperature = torch.tensor([row.request.sampling.temperature for row in rows], device=device)
         uniform = torch.tensor([float(row.uniforms[len(row.ids)]) for row in rows], device=device)
+        uniform = uniform.clamp(max=1 - 2.0**-24)  # a float64 just below 1 is 1 in float32: beyond every token
         scaled = logits.float() / torch.where(temperature > 0, temperature, 1.0)[:, None]
         kept = _keep_top(scaled, rows)
         cdf = torch.softmax(kept, dim=-1).cumsum(dim=-1)

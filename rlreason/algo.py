@@ -24,7 +24,7 @@ class Algo:
     steps over them, ``num_iterations`` times. ``max_attempts`` > 1 turns dynamic sampling on.
     ``mask_truncated_completions`` takes completions that hit the length limit out of the loss. ``warmup_steps`` and
     the schedule count training steps; ``linear`` and ``cosine`` go towards 0 at ``max_steps``. The terms read
-    ``beta``, ``epsilon`` and ``epsilon_high``. Terms with coefficient 0 are dropped, and what they need is not computed.
+    ``beta``, ``epsilon`` and ``epsilon_high``. Terms of coefficient 0 are dropped, and what they need is not computed.
 
     Raises ValueError, naming the key, for a combination that can't learn.
     """

@@ -377,7 +377,8 @@ def test_arithmetic_run_sh(tmp_path: Path) -> None:
         assert asked[who, "two_digits"] == (model, "test", 2, 500, tokens)
 
 
-def test_gsm8k_run_sh(tmp_path: Path) -> None:
+def test_gsm8k_run_sh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROMPTS", "r1 r1_example hash plain")
     data, study = tmp_path / "data", tmp_path / "study"
     data.mkdir()
     *evaluations, training = recorded("experiments/gsm8k/run.sh", ["data", "study", "eval_limit=9"], tmp_path)
@@ -403,6 +404,12 @@ def test_gsm8k_run_sh(tmp_path: Path) -> None:
         "plain": ("envs.formats.Plain", False),
     }
     assert set(formats) == set(script("experiments/gsm8k/collect.py").PROMPTS)
+
+
+def test_gsm8k_run_sh_evaluates_the_training_prompt_by_default(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    evaluation, training = recorded("experiments/gsm8k/run.sh", ["data", "study"], tmp_path)
+    assert composed(evaluation).env == composed(training).env
 
 
 @pytest.mark.parametrize(

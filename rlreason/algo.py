@@ -7,7 +7,7 @@ An algorithm is no class: it is an estimator, loss terms and an aggregation that
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
 from rlreason.advantages import Estimator
@@ -50,6 +50,10 @@ class Algo:
     aggregation: Aggregation
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.type in ("int", "float") and not isinstance(value, int if field.type == "int" else int | float):
+                raise ValueError(f"algo.{field.name} is {value!r}; it must be a number of type {field.type}")
         for key in ("num_prompts", "num_generations", "num_iterations", "num_mini_batches", "max_attempts"):
             if getattr(self, key) < 1:
                 raise ValueError(f"algo.{key} is {getattr(self, key)}; it must be at least 1")
@@ -65,10 +69,12 @@ class Algo:
                 f"algo.num_mini_batches={self.num_mini_batches} exceeds algo.num_prompts={self.num_prompts}: "
                 "a mini-batch holds whole groups"
             )
+        if self.beta < 0:
+            raise ValueError(f"algo.beta is {self.beta}; it must be 0 (no KL) or more")
         if not self.learning_rate > 0:
             raise ValueError(f"algo.learning_rate is {self.learning_rate}; it must be above 0")
         if not self.max_grad_norm > 0:
-            raise ValueError(f"algo.max_grad_norm is {self.max_grad_norm}; it must be above 0 (.inf turns it off)")
+            raise ValueError(f"algo.max_grad_norm is {self.max_grad_norm}; it must be above 0 (inf turns it off)")
         if self.lr_scheduler_type not in get_args(Schedule):
             raise ValueError(
                 f"algo.lr_scheduler_type is {self.lr_scheduler_type!r}; choose one of {get_args(Schedule)}"

@@ -30,7 +30,8 @@ def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, ke
     work = folder.with_name(f".{folder.name}.tmp")
     state = work / "training_state"
     if accelerator.is_main_process:
-        shutil.rmtree(work, ignore_errors=True)
+        for left in folder.parent.glob(".step-*"):  # by a process that was killed
+            shutil.rmtree(left)
         state.mkdir(parents=True)
         learner.policy.save(str(work), learner.masters)
         torch.save(learner.state_dict(), state / "learner.pt")
@@ -38,11 +39,10 @@ def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, ke
     torch.save(_random_state(), state / f"random-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        if folder.exists():  # a resumed run may save the step it began with
-            shutil.rmtree(folder)
         work.rename(folder)
         for old in found(out)[:-keep]:
-            shutil.rmtree(old)
+            gone = old.rename(old.with_name(f".{old.name}.old"))  # first, so that no half of it has its name
+            shutil.rmtree(gone)
     return folder
 
 

@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -87,6 +87,8 @@ def _run_dir(name: str, resume: str | None) -> str:
     """A resumed run goes on in its own folder; another one gets a new folder, unique to the microsecond."""
     if int(os.environ.get("RANK", "0")) > 0:  # rank 0 tells the others its folder; Hydra's own log needs a place
         return tempfile.mkdtemp(prefix="rlreason-rank-")
+    if resume and not (Path(resume) / "config.yaml").is_file():  # refused later; Hydra would make the folder now
+        return tempfile.mkdtemp(prefix="rlreason-refused-")
     return resume or f"runs/{name}/{datetime.now():%Y%m%d-%H%M%S-%f}"
 
 
@@ -136,6 +138,10 @@ def resolved(cfg: DictConfig) -> dict[str, Any]:
     except Exception as error:
         raise ConfigError(f"the configuration can't be resolved: {error}") from error
     assert isinstance(plain, dict)
+    schema = OmegaConf.get_type(cfg)
+    if is_dataclass(schema) and (unknown := plain.keys() - {field.name for field in fields(schema)}):
+        # given with a +
+        raise ConfigError(f"there is no key {', '.join(sorted(map(str, unknown)))}; check its spelling")
     return {str(key): value for key, value in plain.items()}
 
 

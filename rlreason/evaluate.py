@@ -129,6 +129,10 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     sampling: Sampling = build(cfg, "sampling")
     if cfg.num_samples < 1:
         raise ConfigError(f"num_samples is {cfg.num_samples}; it must be at least 1")
+    if cfg.limit is not None and cfg.limit < 1:
+        raise ConfigError(f"limit is {cfg.limit}; it must be at least 1, or null for the whole split")
+    if not 0 < cfg.confidence < 1:
+        raise ConfigError(f"confidence is {cfg.confidence}; it must lie between 0 and 1, such as 0.95")
     if cfg.num_samples > 1 and sampling.temperature == 0:
         raise ConfigError("num_samples > 1 needs sampling.temperature above 0: greedy samples are all the same")
     env: Env = build(cfg, "env")

@@ -243,7 +243,7 @@ class ValueLoss:
 
     def __post_init__(self) -> None:
         if self.clip <= 0:
-            raise ValueError(f"the value loss's clip is {self.clip}; it must be above 0 (.inf turns clipping off)")
+            raise ValueError(f"the value loss's clip is {self.clip}; it must be above 0 (inf turns clipping off)")
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Needs ``outputs.value``, ``batch.value`` and ``batch.returns``; raises ValueError without them."""

@@ -12,10 +12,12 @@ import logging
 import os
 import shutil
 import tempfile
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from transformers.utils import logging as transformers_logging
 
@@ -54,16 +56,19 @@ def load(
     ``attn_implementation`` ``auto`` is ``grouped`` on CPU and ``sdpa`` on a GPU. Raises FileNotFoundError for a folder
     that is not there and OSError for a model that can't be had, both saying what to do.
     """
+    if dtype not in ("bfloat16", "float32"):
+        raise ValueError(f"model.dtype is {dtype!r}; choose bfloat16 or float32")
     attention.register()
     transformers_logging.disable_progress_bar()
     device = torch.device(device)
     if attn_implementation == "auto":
         attn_implementation = "sdpa" if device.type == "cuda" else attention.NAME
-    folder, info = _locate(path, revision)
-    # fp32 on loading, so that the master weights start from every bit that is there
-    model = _from_pretrained(AutoModelForCausalLM, folder, revision, dtype=torch.float32)
+    with ExitStack() as stack:
+        folder, info = _locate(path, revision, stack)
+        # fp32 on loading, so that the master weights start from every bit that is there
+        model = _from_pretrained(AutoModelForCausalLM, folder, revision, dtype=torch.float32)
+        tokenizer = _from_pretrained(AutoTokenizer, folder, revision)
     model.set_attn_implementation(attn_implementation)
-    tokenizer = _from_pretrained(AutoTokenizer, folder, revision)
     template = _ensure_template(tokenizer)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
@@ -78,13 +83,13 @@ def load(
     return Policy(model.to(device), tokenizer, dtype=getattr(torch, dtype), info=info)
 
 
-def _locate(path: str, revision: str | None) -> tuple[str, dict[str, Any]]:
-    """The folder or hub id to load from, and what the manifest says of it."""
+def _locate(path: str, revision: str | None, stack: ExitStack) -> tuple[str, dict[str, Any]]:
+    """The folder or hub id to load from, and what the manifest says of it. ``stack`` cleans up after loading."""
     if path == EMBEDDED:
         folder = embedded_folder()
         return str(folder), {"source": "embedded", "gguf_sha256": GGUF_SHA256, "weights": _hashes(folder)}
     if path == TINY:
-        folder = Path(tempfile.mkdtemp(prefix="rlreason-tiny-"))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rlreason-tiny-")))
         build_tiny(folder)
         return str(folder), {"source": "tiny", "weights": _hashes(folder)}
     if Path(path).is_dir():
@@ -169,7 +174,7 @@ def _convert_gguf(gguf: Path, folder: Path) -> None:
     config["rms_norm_eps"] = 1e-5  # 9.999999747378752e-06 after the trip through GGUF's float32
     model = LlamaForCausalLM(LlamaConfig(**config))
     model.load_state_dict(source.state_dict())
-    model.save_pretrained(work)
+    _write(model, work)
     AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name).save_pretrained(work)
     try:
         work.rename(folder)
@@ -211,4 +216,15 @@ def build_tiny(folder: Path, *, seed: int = 0) -> None:
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config)
     model.generation_config.eos_token_id = [2, 3]
-    model.save_pretrained(folder)
+    _write(model, folder)
+
+
+def _write(model: LlamaForCausalLM, folder: Path) -> None:
+    """What ``save_pretrained`` writes. That one writes nothing on any but the first of several processes, and each
+    process needs a folder of its own here."""
+    model.config.architectures = [type(model).__name__]
+    model.config.dtype = "float32"
+    model.config.save_pretrained(folder)
+    model.generation_config.save_pretrained(folder)
+    weights = {name: p.detach().contiguous() for name, p in model.named_parameters()}  # tied ones once
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})

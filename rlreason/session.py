@@ -110,7 +110,9 @@ class Session:
     def finish(self) -> float | None:
         """``summary.json``, and the last validation accuracy."""
         if self.record:
-            self.record.finish(_summary(self.out))
+            summary = _summary(self.out)
+            self.record.finish(summary)
+            self.accuracy = summary["after"].get(f"eval/{self.env.name}/accuracy")
         return self.accuracy
 
     def _validate(self, step: int) -> dict[str, float]:
@@ -146,6 +148,11 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     Raises ConfigError for whatever the user can mend. On the way out, also after a crash, console and wandb are
     closed and the model is let go, so that a sweep can run many in one process.
     """
+    accelerator = Accelerator()
+    out, begun = broadcast_object_list([out, (out / "config.yaml").is_file()])
+    if cfg.resume is None and begun:  # a sweep that is taken up again, job by job
+        cfg = cfg.copy()
+        cfg.resume = str(out)
     config = resolved(cfg)
     for key in ("max_steps", "save_every", "eval_every", "eval_limit", "keep_checkpoints"):
         if config[key] < 1:
@@ -156,8 +163,6 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     console, logger = build(cfg, "console"), build(cfg, "logger")
     resumed = _check_resume(cfg, config)
     env: Env = build(cfg, "env")
-    accelerator = Accelerator()
-    out = broadcast_object_list([out])[0]
     seed = int(cfg.seed)
     _seed_generators(seed)
     policy = _policy(cfg, algo, accelerator)

@@ -1,7 +1,7 @@
 """Settings and fixtures that every test shares.
 
-The environment is set before torch and wandb are imported, so that subprocesses of tests inherit it: two threads, as
-on the machine the suite is timed on; no wandb; no fork warnings from the tokenizers. The hub is not switched off
+The environment is set before torch and wandb are imported, so that subprocesses of tests inherit it: one thread, since
+the models are tiny and threads that wait for each other on a busy machine cost most of the time; no wandb; no fork warnings from the tokenizers. The hub is not switched off
 here: tests that need it out of reach say so themselves.
 """
 
@@ -14,7 +14,7 @@ import pytest
 
 REPO = Path(__file__).resolve().parent.parent
 
-os.environ.setdefault("OMP_NUM_THREADS", "2")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["WANDB_MODE"] = "disabled"
 

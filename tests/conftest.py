@@ -1,8 +1,8 @@
 """Settings and fixtures that every test shares.
 
-The environment is set before torch and wandb are imported, so that subprocesses of tests inherit it: one thread, since
-the models are tiny and threads that wait for each other on a busy machine cost most of the time; no wandb; no fork warnings from the tokenizers. The hub is not switched off
-here: tests that need it out of reach say so themselves.
+The environment is set before torch and wandb are imported, so that subprocesses of tests inherit it. One thread: the
+models are tiny, and threads that wait for each other on a busy machine cost most of the time. No wandb; no fork
+warnings from the tokenizers. The hub is not switched off here: tests that need it out of reach say so themselves.
 """
 
 from __future__ import annotations

@@ -142,6 +142,9 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     with naming("model"):
         policy: Policy = build(cfg, "model")(device=accelerator.device)
     engine: Engine = build(cfg, "engine")(policy)
+    origin = manifest(  # now, not at the end: the checkout may have changed by then
+        seed=cfg.seed, model=policy.info, env=env.manifest(), root=Path(__file__).resolve().parent.parent
+    )
     size = min((n for n in (cfg.limit, env.split(cfg.split).size) if n is not None), default=0)
     with naming("evaluate"), Progress(console=Console(stderr=True), disable=not accelerator.is_main_process) as bar:
         task = bar.add_task(f"{env.name}, {cfg.split}", total=size * cfg.num_samples / accelerator.num_processes)
@@ -156,9 +159,7 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     record = Record(
         out,
         config=config,
-        manifest=manifest(
-            seed=cfg.seed, model=policy.info, env=env.manifest(), root=Path(__file__).resolve().parent.parent
-        ),
+        manifest=origin,
         env=env.name,
         console=Quiet(),
         tracker=NoTracker(),

@@ -18,6 +18,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 NAME = "grouped"
+CHUNK = 256
+"""Queries at a time in a causal model: what a chunk can't see yet is not computed."""
 
 
 def grouped_attention(
@@ -39,6 +41,27 @@ def grouped_attention(
     for name in ("softcap", "s_aux", "sinks"):
         if options.get(name) is not None:
             raise ValueError(f"this model uses {name} in its attention: run it with model.attn_implementation=eager")
+    queries, keys = query.shape[2], key.shape[2]
+    if queries <= CHUNK or attention_mask is None or not getattr(module, "is_causal", False):
+        return _attend(module, query, key, value, attention_mask, scaling, dropout), None
+    mixed = []
+    for begin in range(0, queries, CHUNK):
+        end = min(begin + CHUNK, queries)
+        seen = keys - queries + end  # the last query sees every key, the one before it one less, ...
+        part = (query[:, :, begin:end], key[:, :, :seen], value[:, :, :seen], attention_mask[..., begin:end, :seen])
+        mixed.append(_attend(module, *part, scaling, dropout))
+    return torch.cat(mixed, dim=1), None
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    dropout: float,
+) -> torch.Tensor:
     rows, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     stacked = query.reshape(rows, kv_heads, heads // kv_heads * queries, width)
@@ -50,7 +73,7 @@ def grouped_attention(
     if dropout > 0:
         weights = torch.nn.functional.dropout(weights, dropout, module.training)
     mixed = torch.matmul(weights, value).view(rows, heads, queries, width)
-    return mixed.transpose(1, 2).contiguous(), None
+    return mixed.transpose(1, 2).contiguous()
 
 
 def register() -> None:

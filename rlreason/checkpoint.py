@@ -1,8 +1,9 @@
 """Checkpoints: written under another name and renamed when whole, so a kill at any moment leaves none half-written.
 
 ``checkpoints/step-000123/`` is a model folder that ``from_pretrained`` of any tool loads (float32 weights, tokenizer,
-template); ``training_state/`` in it holds optimiser, critic and random number generators. Left out: fsync. A killed
-process loses nothing, since the kernel holds what was written; a power failure may cost the newest checkpoint.
+template); ``training_state/`` in it holds optimiser, critic and random number generators. With LoRA the folder's
+weights are merged ones, and ``adapter/`` holds the adapter, which is what training goes on from. Left out: fsync. A
+killed process loses nothing, since the kernel holds what was written; a power failure may cost the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate import Accelerator
-from transformers import AutoModelForCausalLM
 
 from rlreason.learner import Learner
 
@@ -67,8 +67,7 @@ def latest(run: Path) -> Path:
 
 def load(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
     """Put ``learner``, its policy and this process's random number generators where ``save`` left them."""
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    weights = {name: p.detach().to(accelerator.device) for name, p in model.named_parameters()}
+    weights = learner.policy.saved_weights(str(folder))
     state = torch.load(folder / "training_state" / "learner.pt", map_location=accelerator.device, weights_only=False)
     learner.load_state_dict(state, weights)
     random_file = folder / "training_state" / f"random-{accelerator.process_index}.pt"

@@ -150,7 +150,7 @@ class Learner:
         return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything but the model's master weights, which are the checkpoint's own files."""
+        """Everything but the model's trained weights, which are the checkpoint's own files."""
         head = self.policy.value_head
         return {
             "optimizer": self.optimizer.state_dict(),
@@ -159,8 +159,8 @@ class Learner:
         }
 
     def load_state_dict(self, state: dict[str, Any], model_weights: dict[str, torch.Tensor]) -> None:
-        """Go on from a checkpoint: ``state_dict()`` and the model's float32 weights by parameter name."""
-        names = [name for name, _ in self.policy.model.named_parameters()]
+        """Go on from a checkpoint: ``state_dict()`` and the trained float32 weights by parameter name."""
+        names = [name for name, p in self.policy.model.named_parameters() if p.requires_grad]
         with torch.no_grad():
             for name, master in zip(names, self.masters, strict=False):
                 master.copy_(model_weights[name])

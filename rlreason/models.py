@@ -1,7 +1,7 @@
 """Where weights come from: the hub, a local folder, the embedded model, or a random tiny one.
 
 Every source ends in the same ``Policy``: a causal LM of transformers, its tokenizer, a chat template and the set of
-end tokens. Left out: quantised training and LoRA (another issue), encoder-decoder models (no use for them here).
+end tokens. Left out: quantised training (another issue), encoder-decoder models (no use for them here).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import shutil
 import tempfile
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,6 +23,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Llama
 from transformers.utils import logging as transformers_logging
 
 from rlreason import attention
+from rlreason.kernels.modules import speed_up
+from rlreason.lora import LoRA
 from rlreason.policy import Policy
 
 log = logging.getLogger(__name__)
@@ -48,13 +51,15 @@ def load(
     attn_implementation: str = "auto",
     gradient_checkpointing: bool = False,
     revision: str | None = None,
+    lora: LoRA | None = None,
     device: torch.device | str = "cpu",
 ) -> Policy:
     """A policy from ``path``: a hub id, a local folder, ``embedded`` (SmolLM2-135M-Instruct) or ``tiny``.
 
     ``dtype`` is what forward passes compute in; the learner keeps float32 master weights beside bfloat16 ones.
-    ``attn_implementation`` ``auto`` is ``grouped`` on CPU and ``sdpa`` on a GPU. Raises FileNotFoundError for a folder
-    that is not there and OSError for a model that can't be had, both saying what to do.
+    ``attn_implementation`` ``auto`` is ``grouped`` on CPU and ``sdpa`` on a GPU. ``lora`` of rank above 0 freezes the
+    weights and trains adapters. Raises FileNotFoundError for a folder that is not there and OSError for a model that
+    can't be had, both saying what to do.
     """
     if dtype not in ("bfloat16", "float32"):
         raise ValueError(f"model.dtype is {dtype!r}; choose bfloat16 or float32")
@@ -69,9 +74,11 @@ def load(
         model = _from_pretrained(AutoModelForCausalLM, folder, revision, dtype=torch.float32)
         tokenizer = _from_pretrained(AutoTokenizer, folder, revision)
     model.set_attn_implementation(attn_implementation)
+    speed_up(model)
     template = _ensure_template(tokenizer)
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    lora = lora if lora is not None and lora.r > 0 else None
     info |= {
         "path": path,
         "chat_template": template,
@@ -79,8 +86,9 @@ def load(
         "attn_implementation": attn_implementation,
         "parameters": sum(p.numel() for p in model.parameters()),
         "architecture": type(model).__name__,
+        "lora": asdict(lora) if lora is not None else None,
     }
-    return Policy(model.to(device), tokenizer, dtype=getattr(torch, dtype), info=info)
+    return Policy(model.to(device), tokenizer, dtype=getattr(torch, dtype), info=info, lora=lora)
 
 
 def _locate(path: str, revision: str | None, stack: ExitStack) -> tuple[str, dict[str, Any]]:

@@ -1,22 +1,31 @@
 """The policy: model, tokenizer and critic, and the one function that turns tokens into log-probabilities.
 
 ``token_logprobs`` is the only place that shifts by one and the only place that applies the sampling temperature.
-Left out: LoRA (another issue), and a critic that is a model of its own (here it is a head on the policy's trunk).
+Left out: a critic that is a model of its own (here it is a head on the policy's trunk).
 """
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from transformers import AutoModelForCausalLM
 
-from rlreason.logprob import log_softmax_at
+from rlreason.logprob import head_log_softmax_at, log_softmax_at
+from rlreason.lora import Adapter, LoRA
 from rlreason.types import Batch, Message, Outputs
+
+KEPT_LOGITS = 2**28
+"""Entries of [tokens, vocabulary] that an update may hold at once: 512 MB of bfloat16."""
+
+ADAPTER_FOLDER = "adapter"
+"""Where in a checkpoint the adapter lies."""
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,13 @@ class Policy:
     """A causal language model that acts.
 
     ``model`` computes in ``dtype``; with bfloat16 the float32 weights it came with are handed over once, to the
-    learner, by ``take_masters``. ``reference`` and ``value_head`` are None until asked for.
+    learner, by ``take_masters``. ``reference`` and ``value_head`` are None until asked for. With ``lora``, ``model``
+    carries adapters, which alone are trained, and ``adapter`` is not None.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, *, dtype: torch.dtype, info: dict[str, Any]) -> None:
+    def __init__(
+        self, model: Any, tokenizer: Any, *, dtype: torch.dtype, info: dict[str, Any], lora: LoRA | None = None
+    ) -> None:
         self.model = model
         self.tokenizer = tokenizer
         self.info = info
@@ -43,7 +55,9 @@ class Policy:
         self.context = context_length(model)
         self.reference: Any | None = None
         self.value_head: nn.Linear | None = None
-        self._masters = [p.detach().float().clone() for p in model.parameters()] if dtype != torch.float32 else None
+        self.adapter = Adapter(model, lora) if lora is not None else None
+        trained = self.parameters()
+        self._masters = [p.detach().float().clone() for p in trained] if dtype != torch.float32 else None
         model.to(dtype)
         model.eval()
 
@@ -59,8 +73,10 @@ class Policy:
         return not (self.model.is_gradient_checkpointing or getattr(config, "sliding_window", None))
 
     def add_reference(self) -> None:
-        """Freeze a copy of the model as it is now; KL is measured against it."""
-        self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
+        """Freeze a copy of the model as it is now; KL is measured against it. Adapters need none: the model with them
+        off is what it was."""
+        if self.adapter is None:
+            self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
 
     def add_value_head(self) -> None:
         """A critic: a linear head on the trunk's last hidden state, float32, zero at the start."""
@@ -71,7 +87,7 @@ class Policy:
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, the critic's last."""
         head = list(self.value_head.parameters()) if self.value_head is not None else []
-        return [*self.model.parameters(), *head]
+        return [*(p for p in self.model.parameters() if p.requires_grad), *head]
 
     def take_masters(self) -> list[torch.Tensor]:
         """Float32 master weights, one per entry of ``parameters()``: the parameter itself where it is float32."""
@@ -79,6 +95,17 @@ class Policy:
         if given is None:
             return [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters()]
         return [*given, *self.parameters()[len(given) :]]
+
+    def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """What an engine needs of the policy: names as in the architecture's own ``named_parameters`` (tied weights
+        once) and weights in the dtype that computes. LoRA is merged in, each weight as it is asked for; other weights
+        are the parameters themselves. The critic is not among them."""
+        return self.model.named_parameters() if self.adapter is None else self.adapter.weights()
+
+    def merged(self) -> AbstractContextManager[None]:
+        """A block in which ``model`` is the bare architecture with LoRA merged into its weights, for rollouts; outside
+        it the weights are what they were, bit for bit. It can't be nested and trains nothing. Without LoRA, nothing."""
+        return self.adapter.merged() if self.adapter is not None else nullcontext()
 
     def render(self, messages: list[Message]) -> Prompt:
         """Token ids of a conversation up to where the policy speaks. The template writes every special token; the
@@ -114,24 +141,45 @@ class Policy:
                     if name in filled and tensor is not None:
                         filled[name][rows, :width] = tensor
             if "ref_logp" in needs:
-                out = token_logprobs(self.reference, part, temperature, share_prompts=self.shares_prompts)
+                with self._without_adapter():
+                    model = self.model if self.adapter is not None else self.reference
+                    out = token_logprobs(model, part, temperature, share_prompts=self.shares_prompts)
                 filled["ref_logp"][rows, :width] = out.logp
         return replace(batch, **filled)
 
     def save(self, folder: str, masters: list[torch.Tensor]) -> None:
-        """Write a folder that ``from_pretrained`` of any tool loads: float32 safetensors, tokenizer, template."""
-        master = {id(p): m.detach().cpu() for p, m in zip(self.model.parameters(), masters, strict=False)}
+        """Write a folder that ``from_pretrained`` of any tool loads: float32 safetensors, tokenizer, template.
+        ``masters`` are those of ``parameters()``. LoRA is merged in, and beside that in ``adapter/`` for PEFT to read.
+        """
         # by identity, so that tied weights, which have two names, are one tensor still and saved once
-        state = {
-            name: master.get(id(tensor), tensor.detach().cpu())
-            for name, tensor in self.model.state_dict(keep_vars=True).items()
-        }
-        self.model.save_pretrained(folder, state_dict=state)
+        if self.adapter is None:
+            exact = {id(p): m.detach().cpu() for p, m in zip(self.model.parameters(), masters, strict=False)}
+        else:
+            exact = self.adapter.exact(masters)
+            self.adapter.save(Path(folder) / ADAPTER_FOLDER, masters)
+        with self._without_adapter():
+            state = {
+                name: exact.get(id(tensor), tensor.detach().cpu())
+                for name, tensor in self.model.state_dict(keep_vars=True).items()
+            }
+            self.model.save_pretrained(folder, state_dict=state)
         # It wrote the dtype that the model computes in; a bare from_pretrained would round the file's float32 to that.
         saved = copy.deepcopy(self.model.config)
         saved.dtype = torch.float32
         saved.save_pretrained(folder)
         self.tokenizer.save_pretrained(folder)
+
+    def saved_weights(self, folder: str) -> dict[str, torch.Tensor]:
+        """The masters that ``save`` wrote, critic excepted, by the name of their parameter: float32, on ``device``."""
+        if self.adapter is not None:
+            weights = self.adapter.read(Path(folder) / ADAPTER_FOLDER)
+        else:
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+            weights = {name: p.detach() for name, p in model.named_parameters()}
+        return {name: weight.to(self.device) for name, weight in weights.items()}
+
+    def _without_adapter(self) -> AbstractContextManager[None]:
+        return self.adapter.off() if self.adapter is not None else nullcontext()
 
 
 def end_ids(model: Any, tokenizer: Any) -> frozenset[int]:
@@ -175,14 +223,20 @@ def token_logprobs(
     keys and values expanded to the rows with the graph kept, so the gradient is exact.
     """
     shared = _shared_prompts(batch) if share_prompts else None
-    with _head_tap(model) as tap:
+    head = model.get_output_embeddings()
+    # beyond this, logits are computed a second time rather than kept
+    fused = int(batch.mask.sum()) * head.weight.shape[0] > KEPT_LOGITS and _is_bare_head(model)
+    with _head_tap(model, run_head=not fused) as tap:
         if shared is None:
             logits, hidden = _plain(model, batch, tap)
-            source = torch.arange(len(logits), device=logits.device)
+            source = torch.arange(len(hidden), device=hidden.device)
         else:
             logits, hidden, source = _prompts_once(model, batch, tap, *shared)
     targets = batch.tokens[batch.mask]
-    logp, entropy = log_softmax_at(logits, source, targets, temperature)
+    if fused:
+        logp, entropy = head_log_softmax_at(hidden, head.weight, source, targets, temperature)
+    else:
+        logp, entropy = log_softmax_at(logits, source, targets, temperature)
     return Outputs(
         logp=_scatter(logp, batch.mask),
         entropy=_scatter(entropy, batch.mask),
@@ -200,15 +254,26 @@ class _Tap:
     select: torch.Tensor
     hidden: torch.Tensor
 
+    def __init__(self, run_head: bool) -> None:
+        self.run_head = run_head
+
     def __call__(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
         self.hidden = args[0][self.select]
-        return (self.hidden.unsqueeze(0),)
+        return ((self.hidden if self.run_head else self.hidden[:0]).unsqueeze(0),)
+
+
+def _is_bare_head(model: Any) -> bool:
+    """Whether the logits are one matrix product of the last hidden states: no bias, no scale, no soft cap."""
+    head, config = model.get_output_embeddings(), model.config.get_text_config()
+    changes = ("final_logit_softcapping", "logit_scale", "logits_scaling", "output_multiplier_scale")
+    plain = type(head) is nn.Linear and head.bias is None
+    return plain and not any(getattr(config, name, None) for name in changes)
 
 
 @contextmanager
-def _head_tap(model: Any) -> Iterator[_Tap]:
-    """Let the model's own forward compute logits (and whatever it does to them) at selected positions only."""
-    tap = _Tap()
+def _head_tap(model: Any, run_head: bool) -> Iterator[_Tap]:
+    """Let the model's own forward compute logits (and whatever it does to them) at selected positions only, or none."""
+    tap = _Tap(run_head)
     handle = model.get_output_embeddings().register_forward_pre_hook(tap)
     try:
         yield tap
@@ -275,6 +340,6 @@ def _prompts_once(
         )
         later = torch.zeros_like(wanted)
         later[:, 1:steps] = tap.select
-        source[later] = torch.arange(int(later.sum()), device=device) + len(logits)
+        source[later] = torch.arange(int(later.sum()), device=device) + len(hidden)
         logits, hidden = torch.cat([logits, out.logits[0]]), torch.cat([hidden, tap.hidden])
     return logits, hidden, source[wanted]

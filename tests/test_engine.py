@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import pytest
@@ -22,9 +22,12 @@ from transformers import (
     Qwen3Config,
 )
 
-from rlreason import models
+from rlreason import kernels, models
 from rlreason.batch import collate
 from rlreason.engines import generate
+from rlreason.engines.decoder import BLOCK, Prompts
+from rlreason.engines.module import ModuleDecoder
+from rlreason.engines.paged import PagedDecoder
 from rlreason.engines.torch import TorchEngine, _Row
 from rlreason.policy import Policy, token_logprobs
 from rlreason.types import Completion, Request, Sampling
@@ -49,18 +52,56 @@ def engine(
 
 
 @contextmanager
-def forwards(model: Any) -> Iterator[list[tuple[int, int]]]:
-    """The (rows, columns) of each forward pass of the model."""
+def without_kernels() -> Iterator[None]:
+    """As on a machine that can't compile them: ``ModuleDecoder`` decodes, PyTorch samples."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "usable", lambda tensor: False)
+        yield
+
+
+@contextmanager
+def without_paging() -> Iterator[None]:
+    """``ModuleDecoder`` decodes the Llama family too, with the kernels where they fit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(PagedDecoder, "supports", staticmethod(lambda policy: False))
+        yield
+
+
+@pytest.fixture(params=["paged", "plain"])
+def each_decoder(request: pytest.FixtureRequest, policy: Policy) -> Iterator[None]:
+    """Runs the test with the decoder for CPUs, and without it and without kernels."""
+    if request.param == "plain":
+        with without_kernels():
+            assert isinstance(engine(policy)._decoder, ModuleDecoder)
+            yield
+    elif PagedDecoder.supports(policy):
+        yield
+    else:
+        pytest.skip("the paged decoder needs a CPU and a compiler")
+
+
+def watch(running: TorchEngine, note: Callable[[int, int], None]) -> None:
+    """Call ``note`` after each call of the decoder with the rows and columns that it ran."""
+    begin, step = running._decoder.begin, running._decoder.step
+
+    def begin_noted(prompts: Prompts) -> torch.Tensor:
+        logits = begin(prompts)
+        note(len(prompts.ids), max(map(len, prompts.ids)))
+        return logits
+
+    def step_noted(newest: Sequence[int]) -> torch.Tensor:
+        logits = step(newest)
+        note(len(newest), 1)
+        return logits
+
+    running._decoder.begin, running._decoder.step = begin_noted, step_noted  # type: ignore[method-assign]
+
+
+def shapes_run(running: TorchEngine, requests: list[Request]) -> tuple[list[Completion], list[tuple[int, int]]]:
+    """Completions, and the (rows, columns) of each prefill and each step."""
     shapes: list[tuple[int, int]] = []
-
-    def note(module: Any, args: Any, options: dict[str, Any]) -> None:
-        shapes.append(tuple(options["input_ids"].shape))
-
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield shapes
-    finally:
-        handle.remove()
+    watch(running, lambda rows, columns: shapes.append((rows, columns)))
+    return generate(running, requests), shapes
 
 
 def worst(completions: Sequence[Completion], expected: Sequence[torch.Tensor]) -> float:
@@ -74,6 +115,7 @@ def worst(completions: Sequence[Completion], expected: Sequence[torch.Tensor]) -
 # --- the same seeds give the same tokens
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_tokens_depend_on_seeds_alone(policy: Policy) -> None:
     sampling = Sampling(temperature=1.0, max_completion_length=24)
     requests = [Request(PROMPTS[i % 4], sampling, seed=i) for i in range(24)]
@@ -97,6 +139,22 @@ def test_tokens_depend_on_seeds_alone(policy: Policy) -> None:
     same(generate(used, requests))  # what earlier requests left in the cache does not matter
 
 
+def test_decoders_draw_the_same_tokens(policy: Policy) -> None:
+    requests = [Request(PROMPTS[i % 4], Sampling(1.0, 60), seed=i) for i in range(12)]
+    usual = engine(policy, max_rows=5)
+    if not isinstance(usual._decoder, PagedDecoder):
+        pytest.skip("the paged decoder needs a CPU and a compiler")
+    expected = generate(usual, requests)
+    assert sum(len(c.ids) for c in expected) > 300
+    for elsewhere in (without_paging, without_kernels):
+        with elsewhere():
+            other = engine(policy, max_rows=5)
+            assert isinstance(other._decoder, ModuleDecoder)
+            found = generate(other, requests)
+        assert [c.ids for c in found] == [c.ids for c in expected]
+        assert worst(found, [torch.tensor(c.logprobs) for c in expected]) < 1e-4
+
+
 def test_equal_seed_and_prompt_give_equal_tokens_and_other_seeds_do_not(policy: Policy) -> None:
     sampling = Sampling(max_completion_length=12)
     one, other, again = generate(engine(policy), [Request(PROMPTS[0], sampling, s) for s in (5, 6, 5)])
@@ -104,6 +162,7 @@ def test_equal_seed_and_prompt_give_equal_tokens_and_other_seeds_do_not(policy: 
     assert one.ids != other.ids
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_requests_may_be_submitted_while_others_complete(policy: Policy) -> None:
     sampling = Sampling(max_completion_length=10)
     expected = generate(engine(policy), [Request(PROMPTS[i], sampling, i) for i in range(3)])
@@ -120,13 +179,13 @@ def test_requests_may_be_submitted_while_others_complete(policy: Policy) -> None
 # --- work that is not done
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_shared_prompt_is_run_once_and_finished_rows_are_not_computed() -> None:
     policy = tiny()
     policy.end_ids = frozenset()  # so that lengths are those asked for
     lengths = [1, 2, 3, 5, 8, 8, 2, 13]
     requests = [Request(PROMPTS[i % 2], Sampling(max_completion_length=n), i) for i, n in enumerate(lengths)]
-    with forwards(policy.model) as shapes:
-        completions = generate(engine(policy), requests)
+    completions, shapes = shapes_run(engine(policy), requests)
     assert [len(c.ids) for c in completions] == lengths
     assert [c.finish for c in completions] == ["length"] * 8
     prefill, *steps = shapes
@@ -135,13 +194,13 @@ def test_shared_prompt_is_run_once_and_finished_rows_are_not_computed() -> None:
     assert steps == [(sum(n > k for n in lengths), 1) for k in range(1, 13)]
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_waiting_requests_take_the_slots_of_finished_rows() -> None:
     policy = tiny()
     policy.end_ids = frozenset()
     requests = [Request(PROMPTS[0], Sampling(max_completion_length=40), 0)]
     requests += [Request(PROMPTS[1], Sampling(max_completion_length=4), i) for i in range(1, 21)]
-    with forwards(policy.model) as shapes:
-        completions = generate(engine(policy, max_rows=4), requests)
+    completions, shapes = shapes_run(engine(policy, max_rows=4), requests)
     assert [len(c.ids) for c in completions] == [40] + [4] * 20
     steps = [rows for rows, columns in shapes if columns == 1]
     assert max(steps) == 4
@@ -150,46 +209,53 @@ def test_waiting_requests_take_the_slots_of_finished_rows() -> None:
     assert len(steps) == 39
 
 
+def cache_size(decoder: Any) -> int:
+    """Tokens that the cache has room for."""
+    if isinstance(decoder, ModuleDecoder):
+        return math.prod(decoder._slots.shape)
+    (blocks,) = {len(pool) for pool in (*decoder._pool.keys, *decoder._pool.values, decoder._pool.owners)}
+    return blocks * BLOCK
+
+
 def peak_cache(bounded: TorchEngine, first: list[int], later: list[int]) -> int:
     """Most tokens of cache allocated at once, while requests of ``first`` tokens each are served and those of
     ``later`` are submitted after the first completion."""
     prompts = {total: random_ids(8, seed=total) for total in (*first, *later)}
     peak = 0
 
-    def note(*ignored: Any) -> None:
+    def note(rows: int, columns: int) -> None:
         nonlocal peak
-        peak = max(peak, math.prod(bounded._slots.shape))
+        peak = max(peak, cache_size(bounded._decoder))
 
     def submit(totals: list[int]) -> None:
         for i, total in enumerate(totals):
             bounded.submit(Request(prompts[total], Sampling(max_completion_length=total - 8), i))
 
-    handle = bounded.policy.model.register_forward_pre_hook(note)
-    try:
-        submit(first)
-        served = 0
-        for _ in bounded.completed():
-            note()
-            served += 1
-            if served == 1:
-                submit(later)
-    finally:
-        handle.remove()
+    watch(bounded, note)
+    submit(first)
+    served = 0
+    for _ in bounded.completed():
+        served += 1
+        if served == 1:
+            submit(later)
+    assert cache_size(bounded._decoder) == 0  # it is freed for the update
     assert served == len(first) + len(later)
     return peak
 
 
+@pytest.mark.usefixtures("each_decoder")
 @pytest.mark.parametrize(
     ("cap", "first", "later"),
     [
         (640, [20] * 30, []),
+        (704, [344] * 4, []),
         (110, [70] * 5, []),
         (640, [20] * 30 + [300] * 4, []),
         (640, [300] * 4 + [20] * 30, []),
         (640, [20] * 30, [300] * 3),
         (640, [300] * 3, [20] * 30),
     ],
-    ids=["short", "one at a time", "short, then long", "long, then short", "long ones later", "short ones later"],
+    ids=["short", "long", "one at a time", "short, long", "long, short", "long later", "short later"],
 )
 def test_cache_never_outgrows_the_cap(cap: int, first: list[int], later: list[int]) -> None:
     policy = tiny()
@@ -199,6 +265,7 @@ def test_cache_never_outgrows_the_cap(cap: int, first: list[int], later: list[in
     assert peak >= min(cap // 4, max(first))  # the measuring works
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_abandoned_generation_leaves_a_usable_engine(policy: Policy) -> None:
     sampling = Sampling(max_completion_length=20)
     expected = generate(engine(policy), [Request(PROMPTS[1], sampling, 7)])
@@ -263,6 +330,7 @@ def test_stop_string_keeps_the_token_that_completes_it(policy: Policy) -> None:
 # --- log-probabilities
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_greedy_is_the_argmax_of_a_plain_forward(policy: Policy) -> None:
     reference = plain(policy.model)
     expected = []
@@ -310,10 +378,16 @@ def smol() -> Policy:
     return models.load("embedded", dtype="float32", device=device())
 
 
-@pytest.fixture(scope="module", params=[tiny, smol], ids=["tiny", "embedded"])
+@pytest.fixture(
+    scope="module",
+    params=[(tiny, nullcontext), (tiny, without_kernels), (smol, nullcontext)],
+    ids=["tiny", "tiny, plain", "embedded"],
+)
 def float32_samples(request: pytest.FixtureRequest) -> tuple[Policy, Sampled]:
-    policy = request.param()
-    return policy, sample(policy, questions=2, samples=3, length=12)
+    load, decoding = request.param
+    policy = load()
+    with decoding():
+        return policy, sample(policy, questions=2, samples=3, length=12)
 
 
 def test_logprobs_are_those_of_a_plain_forward(float32_samples: tuple[Policy, Sampled]) -> None:
@@ -333,21 +407,25 @@ def test_engine_agrees_with_token_logprobs_in_float32(float32_samples: tuple[Pol
 
 
 def test_engine_agrees_with_token_logprobs_in_bfloat16() -> None:
-    """The embedded model: mean and 99.9th percentile of the difference. Sampler and trainer round differently; measured
-    on a CPU 0.003 and 0.16 nats."""
+    """The embedded model: mean and 99.9th percentile of the difference."""
     policy = models.load("embedded", dtype="bfloat16", device=device())
-    sampled = sample(policy, questions=3, samples=8, length=18)
 
-    def agree(difference: torch.Tensor) -> bool:
+    def agree(sampled: Sampled, temperature: float, limits: tuple[float, float]) -> bool:
+        difference = differences(policy, sampled, temperature)
         mean, extreme = difference.mean().item(), difference.quantile(0.999).item()
-        print(f"{len(difference)} tokens: mean {mean:.2e}, 99.9th percentile {extreme:.2e}")
-        return mean < 0.02 and extreme < 0.5
+        print(f"{len(difference)} tokens: mean {mean:.4f}, 99.9th percentile {extreme:.3f}")
+        return mean < limits[0] and extreme < limits[1]
 
-    right = differences(policy, sampled, 0.7)
-    assert len(right) > 250
-    assert agree(right)
+    # Measured on a CPU: 0.016 and 0.33 by the paged decoder, which rounds in other places than the trainer, and 0.006
+    # and 0.23 by the model's own forward.
+    wide, narrow = (0.06, 1.0), (0.02, 0.5)
+    for decoding, limits in ((nullcontext, wide), (without_paging, narrow)):
+        with decoding():
+            sampled = sample(policy, questions=3, samples=8, length=18)
+        assert sum(len(completion.ids) for completion in sampled[1]) > 250
+        assert agree(sampled, 0.7, limits)
     few = sampled[0][:8], sampled[1][:8]
-    assert not agree(differences(policy, few, 1.0))  # a temperature left out does not pass for rounding
+    assert not agree(few, 1.0, wide)  # a temperature left out does not pass for rounding
 
 
 # --- the sampler
@@ -366,6 +444,7 @@ def chi_square(counts: torch.Tensor, probability: torch.Tensor) -> float:
     return (statistic - freedom) / math.sqrt(2 * freedom)
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_sampler_draws_from_the_softmax(policy: Policy) -> None:
     count = 6000
     sampling = Sampling(temperature=1.5, max_completion_length=1)
@@ -437,6 +516,18 @@ def test_extreme_uniform_numbers_stay_within_the_set(policy: Policy) -> None:
     assert row.ids == [1]
 
 
+@pytest.mark.usefixtures("each_decoder")
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_whole_number_temperatures(policy: Policy, temperature: int) -> None:
+    """YAML's ``temperature: 1`` is an int."""
+    found, expected = (
+        generate(engine(policy), [Request(PROMPTS[0], Sampling(t, 8), i) for i in range(5)])
+        for t in (temperature, float(temperature))
+    )
+    assert found == expected
+    assert differences(policy, ([Request(PROMPTS[0], Sampling(1.0, 8), 0)], expected[:1]), 1).max() < 1e-4
+
+
 # --- requests that can't be served, models that can't be run
 
 
@@ -452,6 +543,7 @@ def test_impossible_requests_are_refused(policy: Policy) -> None:
     assert len(generate(running, [Request([5] * 50, Sampling(max_completion_length=10), 0)])) == 1
 
 
+@pytest.mark.usefixtures("each_decoder")
 def test_the_whole_context_can_be_used(policy: Policy) -> None:
     policy = tiny()
     policy.end_ids = frozenset()

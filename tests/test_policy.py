@@ -14,7 +14,8 @@ from tokenizers.processors import TemplateProcessing
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from rlreason import logprob, models
+from rlreason import attention, logprob, models
+from rlreason import policy as policy_module
 from rlreason.batch import collate
 from rlreason.clock import Clock
 from rlreason.engines.torch import TorchEngine
@@ -289,6 +290,58 @@ def test_log_softmax_at_is_torch_log_softmax(temperature: float, with_entropy: b
     (expected,) = torch.autograd.grad((first * expected_logp + second * expected_entropy).sum(), exact)
     torch.testing.assert_close(gradient.double(), expected, rtol=1e-5, atol=1e-5)
     assert expected.abs().max() > 0.1
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_head_in_chunks_gives_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch, shared: bool) -> None:
+    model = tiny().model
+    prompts = [random_ids(9, seed=1), random_ids(6, seed=2)]
+    batch = collate([make_rollout(i // 3, prompts[i // 3], random_ids(5 + 4 * i, seed=10 + i)) for i in range(6)])
+    weight = torch.linspace(-1, 1, batch.tokens.numel()).view_as(batch.tokens)
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        out = token_logprobs(model, batch, 0.7, share_prompts=shared)
+        assert out.entropy is not None
+        (out.logp * weight + 0.3 * out.entropy * weight.flip(0)).sum().backward()
+        return out.logp.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    logp, grads = run()
+    monkeypatch.setattr(policy_module, "KEPT_LOGITS", 0)
+    monkeypatch.setattr(logprob, "HEAD_CHUNK", 16)
+    seen: list[int] = []
+    model.lm_head.register_forward_hook(lambda module, args, out: seen.append(out.numel()))
+    chunked_logp, chunked_grads = run()
+    assert sum(seen) == 0  # the model's own head computed nothing
+    assert len(grads) == len(chunked_grads)
+    torch.testing.assert_close(chunked_logp, logp, rtol=0, atol=2e-6)
+    for got, expected in zip(chunked_grads, grads, strict=True):
+        assert (got - expected).norm() <= 2e-6 * expected.norm()
+
+
+def test_attention_in_chunks_of_queries_gives_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny().model
+    prompt = random_ids(40, seed=1)
+    batch = collate([make_rollout(0, prompt, random_ids(n, seed=n)) for n in (70, 33, 90)])
+
+    def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
+        model.zero_grad()
+        logp = token_logprobs(model, batch, 1.0).logp
+        (logp * torch.linspace(-1, 1, logp.numel()).view_as(logp)).sum().backward()
+        return logp.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
+
+    logp, grads = run()
+    keys: list[int] = []
+    attend = attention._attend
+    monkeypatch.setattr(attention, "CHUNK", 32)
+    monkeypatch.setattr(
+        attention, "_attend", lambda module, q, k, *rest: (keys.append(k.shape[2]), attend(module, q, k, *rest))[1]
+    )
+    chunked_logp, chunked_grads = run()
+    assert keys == [32, 40, 32, 40, 72, 104, 129, 72, 104, 129]  # two layers: the prompt, then 89 of the completion
+    torch.testing.assert_close(chunked_logp, logp, rtol=0, atol=2e-6)
+    for got, expected in zip(chunked_grads, grads, strict=True):
+        assert (got - expected).norm() <= 2e-6 * expected.norm()
 
 
 def test_log_softmax_at_by_hand() -> None:

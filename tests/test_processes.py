@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
-from test_train import CAPITALS, TINY, texts_of, timeless, tiny_config
+from test_train import CAPITALS, TINY, metrics_of, texts_of, timeless, tiny_config
 
 from rlreason.algo import Algo
 from rlreason.analysis.load import read_traces
@@ -181,6 +181,10 @@ def test_two_processes_train_like_one(tmp_path: Path, prompts: int) -> None:
     assert [row[2:4] for row in drawn] == [(group, sample) for group in range(prompts) for sample in range(4)]
     ours, theirs = (sorted(row for row in texts_of(out) if row[0] <= 1) for out in (two, tmp_path / "one"))
     assert ours == theirs  # the same weights and seeds: the same tokens, whoever drew them
+    for line in metrics_of(two)[1:]:  # speeds count the tokens of both
+        written = read_traces(two / "traces" / f"step-{line['step']:06d}.parquet")["completion_tokens"].sum()
+        speed, seconds = line["perf/generate_tokens_per_second"], line["timing/generate"]
+        assert speed * seconds == pytest.approx(written, rel=1e-9)
     ours_lines, theirs_lines = timeless(two), timeless(tmp_path / "one")
     assert len(ours_lines) == len(theirs_lines) == 3
     for one, other in zip(ours_lines[:2], theirs_lines[:2], strict=True):

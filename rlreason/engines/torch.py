@@ -1,13 +1,10 @@
-"""Rollouts by the policy's own forward pass: any causal LM of transformers whose cache is keys and values.
+"""Rollouts on the policy's own weights, for any causal LM of transformers whose cache is keys and values.
 
-The cache is written in place, one slot a row, and grows a block of tokens at a time, so that what attention reads is
-dense: a strided view would be copied at every step. A prompt that several waiting requests share is run
-once. Finished rows give their slot to waiting requests, and the active rows stay packed at the front, so that no
-work is done on the dead. A token is drawn by inverse CDF from one uniform number that depends on the request's seed
-and the token's position alone: who else is in the batch changes nothing but rounding.
+The engine schedules and samples; a ``Decoder`` computes. A prompt that several waiting requests share is run once.
+Finished rows give their place to waiting requests. A token is drawn by inverse CDF from one uniform number that depends
+on the request's seed and the token's position alone: who else is in the batch changes nothing but rounding.
 
-Left out: paged caches and captured CUDA graphs (speed is another issue), and models with recurrent state or sliding
-windows shorter than a sequence, which are refused.
+Left out: keeping a prompt's cache from one step to the next, since new weights make it stale.
 """
 
 from __future__ import annotations
@@ -15,16 +12,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from transformers.cache_utils import Cache, CacheLayerMixin
 
+from rlreason import kernels
+from rlreason.engines.decoder import BLOCK, Decoder, Prompts
+from rlreason.engines.module import ModuleDecoder
+from rlreason.engines.paged import PagedDecoder
 from rlreason.policy import Policy
 from rlreason.types import Completion, Finish, Request
-
-BLOCK = 32
-"""Tokens by which the cache grows."""
 
 
 @dataclass
@@ -39,80 +35,9 @@ class _Row:
     logprobs: list[float] = field(default_factory=list)
 
     @property
-    def length(self) -> int:
-        """Tokens whose keys and values are in the cache: all but the newest."""
-        return len(self.request.ids) + len(self.ids) - 1
-
-
-class _Slots:
-    """Keys and values of all layers, (slots, kv heads, capacity, width) each; grown by copying, dropped when idle."""
-
-    def __init__(self) -> None:
-        self.keys: list[torch.Tensor] = []
-        self.values: list[torch.Tensor] = []
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Slots and tokens a slot."""
-        return (self.keys[0].shape[0], self.keys[0].shape[2]) if self.keys else (0, 0)
-
-    def reserve(self, slots: int, length: int, like: Any = None) -> None:
-        """Make room for ``slots`` rows of ``length`` tokens, a multiple of ``BLOCK``, in layers such as those of the
-        cache ``like``."""
-        if slots <= self.shape[0] and length <= self.shape[1]:
-            return
-        capacity = -(-length // BLOCK) * BLOCK  # exactly what is asked for: slots x capacity must not outgrow the cap
-        for name in ("keys", "values"):
-            layers = getattr(self, name)
-            if not layers:
-                layers.extend(getattr(layer, name)[:0, :, :0] for layer in like.layers)
-            for i, old in enumerate(layers):  # layer by layer, so that only one of them is there twice
-                # zeros: a masked key must be finite, since 0 * NaN is NaN
-                layers[i] = old.new_zeros((slots, old.shape[1], capacity, old.shape[3]))
-                rows, seen = min(old.shape[0], slots), min(old.shape[2], capacity)
-                layers[i][:rows, :, :seen] = old[:rows, :, :seen]
-
-    def drop(self) -> None:
-        """Free the memory; the update needs it."""
-        self.keys, self.values = [], []
-
-    def fill(self, slots: torch.Tensor, prompts: Any, source: torch.Tensor) -> None:
-        """Copy row ``source[i]`` of the prompts' cache into slot ``slots[i]``."""
-        for keys, values, layer in zip(self.keys, self.values, prompts.layers, strict=True):
-            width = layer.keys.shape[2]
-            keys[slots, :, :width] = layer.keys[source]
-            values[slots, :, :width] = layer.values[source]
-
-    def move(self, source: int, target: int, length: int) -> None:
-        for tensor in (*self.keys, *self.values):
-            tensor[target, :, :length] = tensor[source, :, :length]
-
-
-class _SlotLayer(CacheLayerMixin):
-    """One decoding step's view of a layer: writes row r's new token at ``position[r]``, shows the whole slots."""
-
-    def __init__(self, keys: torch.Tensor, values: torch.Tensor, position: torch.Tensor) -> None:
-        super().__init__()
-        self.slot_keys, self.slot_values, self.position = keys, values, position
-        self.rows = torch.arange(len(position), device=position.device)
-        self.is_initialized = True
-
-    def lazy_initialization(self, key_states: torch.Tensor, value_states: torch.Tensor) -> None: ...
-
-    def update(self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any) -> tuple[Any, Any]:
-        self.slot_keys[self.rows, :, self.position] = key_states[:, :, 0]
-        self.slot_values[self.rows, :, self.position] = value_states[:, :, 0]
-        rows = len(self.rows)
-        return self.slot_keys[:rows], self.slot_values[:rows]
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.get_max_length(), 0
-
-    def get_seq_length(self) -> int:
-        return self.get_max_length() - 1
-
-    def get_max_length(self) -> int:
-        return int(self.slot_keys.shape[2])
+    def need(self) -> int:
+        """Tokens of cache that it may come to need."""
+        return len(self.request.ids) + self.request.sampling.max_completion_length
 
 
 class TorchEngine:
@@ -134,7 +59,12 @@ class TorchEngine:
         self._tickets = 0
         self._waiting: deque[_Row] = deque()
         self._active: list[_Row] = []
-        self._slots = _Slots()
+        self.policy = policy
+        self._decoder: Decoder = (
+            PagedDecoder(policy, max_tokens=max_tokens_in_flight)
+            if PagedDecoder.supports(policy)
+            else ModuleDecoder(policy)
+        )
         self.sync(policy)
 
     def sync(self, policy: Policy) -> None:
@@ -142,8 +72,9 @@ class TorchEngine:
         requests are in flight, whose cached keys would be of the old weights."""
         if self._waiting or self._active:
             raise RuntimeError("sync while requests are waiting: drain completed() first")
-        _refuse_unsupported(policy.model)
-        self.policy = policy
+        if policy is not self.policy:
+            raise ValueError("engine=torch decodes the policy that it was built on, and was given another one")
+        self._decoder.refresh()
         self.version += 1
 
     def submit(self, request: Request) -> int:
@@ -171,14 +102,15 @@ class TorchEngine:
         """Yield (ticket, completion) as rows finish; see ``types.Engine``."""
         active = self._active
         try:
-            while self._waiting or active:
-                finished = self._admit(active) if self._room(active) else []
-                if not finished:
-                    finished = self._step(active)
-                for row, finish in finished:
-                    yield row.ticket, Completion(row.ids, row.logprobs, finish, row.version)
+            with self.policy.merged():
+                while self._waiting or active:
+                    finished = self._admit(active) if self._room(active) else []
+                    if not finished:
+                        finished = self._step(active)
+                    for row, finish in finished:
+                        yield row.ticket, Completion(row.ids, row.logprobs, finish, row.version)
         finally:
-            self._slots.drop()
+            self._decoder.clear()
             # if the caller stopped half-way, the rest is lost, not left half-cached
             self._waiting.clear()
             active.clear()
@@ -188,7 +120,7 @@ class TorchEngine:
         of single prompts."""
         if not self._waiting:
             return 0
-        need = max(_need(row) for row in (*self._waiting, *active))
+        need = max(row.need for row in (*self._waiting, *active))
         slots = min(self.max_rows, self.max_tokens_in_flight // (-(-need // BLOCK) * BLOCK))
         free = slots - len(active)
         wanted = min(len(self._waiting), free)
@@ -209,66 +141,26 @@ class TorchEngine:
             width = max(width, len(ids))
             prompts.setdefault(ids, len(prompts))
             fresh.append(self._waiting.popleft())
-        device = self.policy.device
-        tokens = torch.zeros((len(prompts), width), dtype=torch.long)
-        lengths = torch.tensor([len(ids) for ids in prompts])
-        for ids, i in prompts.items():
-            tokens[i, : len(ids)] = torch.tensor(ids)
-        present = torch.arange(width) < lengths[:, None]
-        out = self.policy.model(
-            input_ids=tokens.to(device),
-            attention_mask=present.long().to(device),
-            use_cache=True,
-            logits_to_keep=(lengths - 1).unique().to(device),  # columns that are some prompt's last
-        )
-        columns = torch.searchsorted((lengths - 1).unique(), lengths - 1)
-        last = out.logits[torch.arange(len(prompts)), columns]  # (prompts, V)
-        source = torch.tensor([prompts[tuple(row.request.ids)] for row in fresh], device=device)
-        longest = max([width, *(row.length for row in active)]) + 1
-        self._slots.reserve(len(active) + len(fresh), longest, out.past_key_values)
-        slots = torch.arange(len(active), len(active) + len(fresh), device=device)
-        self._slots.fill(slots, out.past_key_values, source)
+        source = [prompts[tuple(row.request.ids)] for row in fresh]
         active.extend(fresh)
-        self._draw(fresh, last[source])
+        self._draw(fresh, self._decoder.begin(Prompts(list(prompts), source)))
         return self._retire(active)
 
     @torch.no_grad()
     def _step(self, active: list[_Row]) -> list[tuple[_Row, Finish]]:
         """One more token for every active row."""
-        device = self.policy.device
-        position = torch.tensor([row.length for row in active], device=device)
-        self._slots.reserve(len(active), max(row.length for row in active) + 1)
-        newest = torch.tensor([[row.ids[-1]] for row in active], device=device)
-        dtype = self._slots.keys[0].dtype
-        unseen = torch.arange(self._slots.shape[1], device=device) > position[:, None]
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill(unseen, torch.finfo(dtype).min)
-        layers: list[Any] = [
-            _SlotLayer(keys, values, position)
-            for keys, values in zip(self._slots.keys, self._slots.values, strict=True)
-        ]
-        out = self.policy.model(
-            input_ids=newest,
-            attention_mask=mask[:, None, None, :],
-            position_ids=position[:, None],
-            past_key_values=Cache(layers=layers),
-            use_cache=True,
-        )
-        self._draw(active, out.logits[:, -1])
+        self._draw(active, self._decoder.step([row.ids[-1] for row in active]))
         return self._retire(active)
 
     def _draw(self, rows: list[_Row], logits: torch.Tensor) -> None:
         """Append one token and its log-probability to each row; logits (rows, V)."""
-        device = logits.device
-        temperature = torch.tensor([row.request.sampling.temperature for row in rows], device=device)
-        uniform = torch.tensor([float(row.uniforms[len(row.ids)]) for row in rows], device=device)
-        uniform = uniform.clamp(max=1 - 2.0**-24)  # a float64 just below 1 is 1 in float32: beyond every token
-        scaled = logits.float() / torch.where(temperature > 0, temperature, 1.0)[:, None]
-        kept = _keep_top(scaled, rows)
-        cdf = torch.softmax(kept, dim=-1).cumsum(dim=-1)
-        drawn = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).squeeze(1)
-        drawn = drawn.clamp(max=scaled.shape[1] - 1)
-        token = torch.where(temperature > 0, drawn, scaled.argmax(-1))
-        logp = scaled.gather(1, token[:, None]).squeeze(1) - torch.logsumexp(scaled, dim=-1)
+        temperature = torch.tensor([row.request.sampling.temperature for row in rows], dtype=torch.float32)
+        uniform = torch.stack([row.uniforms[len(row.ids)] for row in rows])
+        whole = all(row.request.sampling.top_p == 1.0 and row.request.sampling.top_k == 0 for row in rows)
+        if whole and kernels.usable(logits):
+            token, logp = kernels.sample(logits, temperature, uniform)
+        else:
+            token, logp = _sample(logits, temperature.to(logits.device), uniform.to(logits.device), rows)
         for row, i, p in zip(rows, token.tolist(), logp.tolist(), strict=True):
             row.ids.append(i)
             row.logprobs.append(p)
@@ -283,10 +175,10 @@ class TorchEngine:
                 i += 1
                 continue
             finished.append((active[i], finish))
+            self._decoder.remove(i)
             moved = active.pop()
             if i < len(active):
                 active[i] = moved
-                self._slots.move(len(active), i, moved.length)
         return sorted(finished, key=lambda pair: pair[0].ticket)
 
     def _finish(self, row: _Row) -> Finish | None:
@@ -301,8 +193,17 @@ class TorchEngine:
         return "length" if len(row.ids) >= sampling.max_completion_length else None
 
 
-def _need(row: _Row) -> int:
-    return len(row.request.ids) + row.request.sampling.max_completion_length
+def _sample(
+    logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor, rows: list[_Row]
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """``kernels.sample`` in PyTorch's own operators, and with each row's top-k and top-p."""
+    uniform = uniform.float().clamp(max=1 - 2.0**-24)  # a float64 just below 1 is 1 in float32: beyond every token
+    scaled = logits.float() / torch.where(temperature > 0, temperature, 1.0)[:, None]
+    cdf = torch.softmax(_keep_top(scaled, rows), dim=-1).cumsum(dim=-1)
+    drawn = torch.searchsorted(cdf, (uniform * cdf[:, -1])[:, None], right=True).squeeze(1)
+    drawn = drawn.clamp(max=scaled.shape[1] - 1)
+    token = torch.where(temperature > 0, drawn, scaled.argmax(-1))
+    return token, scaled.gather(1, token[:, None]).squeeze(1) - torch.logsumexp(scaled, dim=-1)
 
 
 def _keep_top(scaled: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
@@ -317,16 +218,3 @@ def _keep_top(scaled: torch.Tensor, rows: list[_Row]) -> torch.Tensor:
     before = probability.cumsum(dim=-1) - probability  # mass of the tokens above
     drop = (rank >= top_k[:, None]) | ((before >= top_p[:, None]) & (rank > 0))
     return scaled.masked_fill(torch.zeros_like(drop).scatter(1, order, drop), float("-inf"))
-
-
-def _refuse_unsupported(model: Any) -> None:
-    config = model.config.get_text_config()
-    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    window = getattr(config, "sliding_window", None)
-    windowed = "sliding_attention" in kinds or (window is not None and getattr(config, "use_sliding_window", True))
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ValueError(
-            f"engine=torch can't run {type(model).__name__}: its layers are {sorted(kinds)}, not all attention"
-        )
-    if windowed and window is not None and window < config.max_position_embeddings:
-        raise ValueError(f"engine=torch can't run {type(model).__name__}: its attention forgets after {window} tokens")

@@ -26,7 +26,9 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that may differ between a run and its resumption: they don't change what a step computes.
-RESUMABLE = frozenset({"resume", "max_steps", "save_every", "keep_checkpoints", "eval_every", "logger", "console"})
+RESUMABLE = frozenset(
+    {"resume", "max_steps", "save_every", "keep_checkpoints", "eval_every", "logger", "console", "profile"}
+)
 
 
 class ConfigError(ValueError):
@@ -53,6 +55,7 @@ class TrainSchema:
     sampling: Any = MISSING
     logger: Any = MISSING
     console: Any = MISSING
+    profile: Any = None  # +profile=torch
 
 
 @dataclass

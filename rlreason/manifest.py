@@ -23,21 +23,29 @@ import torch
 PACKAGES = ("rlreason", "torch", "transformers", "accelerate", "datasets", "hydra-core", "numpy", "wandb")
 
 
-def manifest(*, seed: int, model: Mapping[str, Any], env: Mapping[str, Any], root: Path | None) -> dict[str, Any]:
+def manifest(
+    *,
+    seed: int,
+    model: Mapping[str, Any],
+    env: Mapping[str, Any],
+    root: Path | None,
+    peak_flops: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
     """The manifest of a run that starts now.
 
     ``model`` and ``env`` say where weights and data come from; they are kept as given. ``root`` is the folder of the
     source code, where git is asked for the commit; None asks nothing. ``git.commit`` and ``git.dirty`` are None
     outside a checkout, in a folder that the checkout doesn't track (an installed package), and without git.
-    ``started`` is UTC in ISO 8601; ``machine.memory_gib`` counts 2**30 bytes. ``sandbox`` is None: no
-    model-written code is run yet.
+    ``started`` is UTC in ISO 8601; ``machine.memory_gib`` counts 2**30 bytes;
+    ``machine.peak_flops`` is ``peak_flops``, what MFU is relative to. ``sandbox`` is None: no model-written code is
+    run yet.
     """
     return {
         "git": _git(root),
         "packages": {name: _version(name) for name in PACKAGES},
         "python": platform.python_version(),
         "seed": seed,
-        "machine": _machine(),
+        "machine": _machine() | {"peak_flops": None if peak_flops is None else dict(peak_flops)},
         "command": shlex.join(sys.orig_argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "sandbox": None,

@@ -68,7 +68,9 @@ class Collector:
         rejected: list[Rollout] = []
         groups = attempt = 0
         while groups < wanted and attempt < self.max_attempts:
-            problems = self.sampler.draw(step, attempt, self.num_prompts)[self.rank :: self.world][: wanted - groups]
+            with self.clock.measure("draw"):
+                drawn_by_all = self.sampler.draw(step, attempt, self.num_prompts)
+            problems = drawn_by_all[self.rank :: self.world][: wanted - groups]
             numbers = [attempt * self.num_prompts + self.rank + i * self.world for i in range(len(problems))]
             drawn = roll_out(
                 self.engine,
@@ -133,33 +135,38 @@ def roll_out(
 ) -> list[Rollout]:
     """``samples`` graded rollouts of each problem, neighbours, numbered by ``groups``.
 
-    Each sample's draws depend on (seed, group, sample, turn) alone. ``clock`` gets ``generate`` and ``grade``;
+    Each sample's draws depend on (seed, group, sample, turn) alone. ``clock`` gets ``draw`` (up to rendered prompts),
+    ``generate`` (the engine alone) and ``grade`` (texts, the environment's replies and its verdicts);
     ``on_completion`` is called as each completion is done.
     """
     open_: list[_Conversation] = []
-    for problem, group in zip(problems, groups, strict=True):
-        for sample in range(samples):
-            own = derived_seed(seed, group, sample)
-            state = env.start(problem, own)
-            open_.append(_Conversation(problem, group, own, state, list(problem.prompt), []))
+    with clock.measure("draw"):
+        for problem, group in zip(problems, groups, strict=True):
+            for sample in range(samples):
+                own = derived_seed(seed, group, sample)
+                state = env.start(problem, own)
+                open_.append(_Conversation(problem, group, own, state, list(problem.prompt), []))
     everyone, turn = list(open_), 0
     while open_:
-        prompts = [policy.render(c.messages) for c in open_]
-        requests = [
-            Request(prompt.ids, sampling, derived_seed(c.seed, turn)) for c, prompt in zip(open_, prompts, strict=True)
-        ]
+        with clock.measure("draw"):
+            prompts = [policy.render(c.messages) for c in open_]
+            requests = [
+                Request(prompt.ids, sampling, derived_seed(c.seed, turn))
+                for c, prompt in zip(open_, prompts, strict=True)
+            ]
         with clock.measure("generate"):
             completions = generate(engine, requests, on_completion)
-        for c, prompt, completion in zip(open_, prompts, completions, strict=True):
-            c.segments.append(_segment(prompt.ids, completion))
-            c.text = prompt.opened + policy.decode(completion.ids)
-            c.finish = completion.finish
-            c.messages.append({"role": "assistant", "content": c.text})
-        open_ = [c for c in open_ if c.finish == "stop"]  # a turn that was cut off ends the episode
-        replies = env.replies([c.state for c in open_], [c.messages for c in open_])
-        for c, reply in zip(open_, replies, strict=True):
-            c.messages.extend(reply or [])
-        open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None]
+        with clock.measure("grade"):
+            for c, prompt, completion in zip(open_, prompts, completions, strict=True):
+                c.segments.append(_segment(prompt.ids, completion))
+                c.text = prompt.opened + policy.decode(completion.ids)
+                c.finish = completion.finish
+                c.messages.append({"role": "assistant", "content": c.text})
+            open_ = [c for c in open_ if c.finish == "stop"]  # a turn that was cut off ends the episode
+            replies = env.replies([c.state for c in open_], [c.messages for c in open_])
+            for c, reply in zip(open_, replies, strict=True):
+                c.messages.extend(reply or [])
+            open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None]
         turn += 1
     with clock.measure("grade"):
         grades = env.grade([Episode(c.problem, c.state, c.messages, c.text, c.finish) for c in everyone])

@@ -10,7 +10,7 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,10 @@ from rlreason.config import ConfigError, build, check_same_run, naming, resolved
 from rlreason.evaluate import evaluate, greedy, summarise
 from rlreason.learner import Learner
 from rlreason.manifest import manifest
-from rlreason.metrics import batch_metrics, completion_length, rollout_metrics
+from rlreason.metrics import batch_metrics, rollout_metrics
+from rlreason.perf import Cost, Work, cost_of, peak, speeds, trained_rows, work_of
 from rlreason.policy import Policy
+from rlreason.profiling import StepProfiler
 from rlreason.record import Record
 from rlreason.rollout import Collected, Collector
 from rlreason.sampler import UniformSampler, derived_seed
@@ -40,7 +42,8 @@ from rlreason.types import Batch, Engine, Env, Rollout, Sampling
 
 @dataclass
 class Session:
-    """An open run. ``done`` is the last step that was finished before; ``record`` is None on all processes but one."""
+    """An open run. ``done`` is the last step that was finished before; ``record`` is None on all processes but one;
+    ``peak_flops`` is of all processes' devices together."""
 
     out: Path
     max_steps: int
@@ -61,47 +64,63 @@ class Session:
     accelerator: Accelerator
     record: Record | None
     stop: StopSignal
+    cost: Cost
+    peak_flops: float
+    profiler: StepProfiler | None = None
     num_tokens: float = 0.0
     accuracy: float | None = None
     _began: float = field(default_factory=time.perf_counter)
 
     def begin(self) -> None:
         """Line 0 of the metrics: what the untrained policy can do."""
-        metrics = self._validate(0)
-        if self.record:
-            self.record.step(0, metrics | self.clock.take(), [])
+        metrics = self._validate(0) | self._seconds()
+        with self.clock.measure("record"):
+            if self.record:
+                self.record.step(0, metrics, [])
 
     def steps(self) -> Iterator[int]:
         """The steps that are left."""
         for step in range(self.done + 1, self.max_steps + 1):
+            if self.profiler:
+                self.profiler.begin(step)
             self._began = time.perf_counter()
             yield step
+
+    def collect(self, step: int) -> Collected:
+        """The step's rollouts of this process, when all processes have theirs: waiting is no phase's time."""
+        collected = self.collector.collect(step)
+        self.accelerator.wait_for_everyone()
+        return collected
 
     def collate(self, rollouts: Sequence[Rollout]) -> Batch:
         return collate(rollouts, mask_truncated=self.algo.mask_truncated_completions, device=self.accelerator.device)
 
     def end_step(self, step: int, collected: Collected, batch: Batch, metrics: dict[str, float]) -> None:
         """Record a step, evaluate and save when it is time, and leave if a signal asked for it."""
-        trained = gather_object(list(zip(collected.rollouts, _advantages(batch, collected.rollouts), strict=True)))
-        rejected = gather_object([(rollout, math.nan) for rollout in collected.rejected])
-        rollouts = [rollout for rollout, _ in [*trained, *rejected]]
-        self.num_tokens += sum(_tokens(rollout) for rollout in rollouts)
         step_time = time.perf_counter() - self._began
-        metrics = rollout_metrics(rollouts) | batch_metrics(batch, self.learner.sum) | metrics
-        metrics["sampling/attempts"] = collected.attempts
-        metrics["num_tokens"] = self.num_tokens
-        metrics["step_time"] = step_time
-        metrics["perf/completion_tokens_per_second"] = sum(map(completion_length, rollouts)) / step_time
+        if self.profiler:
+            self.profiler.end()
+        with self.clock.measure("record"):
+            trained = gather_object(list(zip(collected.rollouts, _advantages(batch, collected.rollouts), strict=True)))
+            rejected = gather_object([(rollout, math.nan) for rollout in collected.rejected])
+            rollouts = [rollout for rollout, _ in [*trained, *rejected]]
+            work = gather_object([self._work(collected, batch)])
+            self.num_tokens += sum(_tokens(rollout) for rollout in rollouts)
+            metrics = rollout_metrics(rollouts) | batch_metrics(batch, self.learner.sum) | metrics
+            metrics["sampling/attempts"] = collected.attempts
+            metrics["num_tokens"] = self.num_tokens
         last = step == self.max_steps
         if last or step % self.eval_every == 0:
             metrics |= self._validate(step)
-        if self.record:
-            self.record.step(
-                step, metrics | self.clock.take(), rollouts, [advantage for _, advantage in trained + rejected]
-            )
+        seconds = self._seconds(step_time=step_time)
+        metrics |= seconds | speeds(work, seconds, self.peak_flops)
+        with self.clock.measure("record"):
+            if self.record:
+                self.record.step(step, metrics, rollouts, [advantage for _, advantage in trained + rejected])
         signal = max(gather_object([self.stop.number]))
         if last or signal or step % self.save_every == 0:
-            checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
+            with self.clock.measure("checkpoint"):
+                checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
         if signal and not last:
             if self.record:
                 print(f"Stopped after step {step}; the same command with resume={self.out} goes on.", flush=True)
@@ -114,6 +133,23 @@ class Session:
             self.record.finish(summary)
             self.accuracy = summary["after"].get(f"eval/{self.env.name}/accuracy")
         return self.accuracy
+
+    def _seconds(self, **more: float) -> dict[str, float]:
+        """``more``, and every phase since the last line of metrics, writing that line included; of the slowest
+        process, in seconds."""
+        own = gather_object([more | self.clock.take()])
+        names = dict.fromkeys(name for seconds in own for name in seconds)
+        return {name: max(seconds.get(name, 0.0) for seconds in own) for name in names}
+
+    def _work(self, collected: Collected, batch: Batch) -> Work:
+        rows = [(rollout.group, segment) for rollout in collected.rollouts for segment in rollout.segments]
+        needed = trained_rows(batch, self.algo)
+        return work_of(
+            self.cost,
+            [*collected.rollouts, *collected.rejected],
+            [row for row, is_needed in zip(rows, needed, strict=True) if is_needed],
+            passes=self.algo.num_iterations,
+        )
 
     def _validate(self, step: int) -> dict[str, float]:
         with self.clock.measure("evaluate"):
@@ -175,10 +211,12 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     for split in ("train", "validation"):
         check_prompts(env, split, policy, sampling)
     done = checkpoint.step_of(resumed) if resumed else 0
+    profiler = _profiler(cfg, out, cfg.max_steps - done)
     if resumed:
         checkpoint.load(resumed, learner, accelerator)
         engine.sync(policy)
-    clock = Clock()
+    clock = Clock(accelerator.device)
+    best = peak(accelerator.device, policy.model.dtype)
     sampler = UniformSampler(env.split("train"), seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     collector = Collector(
@@ -195,7 +233,11 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
                     out,
                     config=config,
                     manifest=manifest(
-                        seed=seed, model=policy.info, env=env.manifest(), root=Path(__file__).resolve().parent.parent
+                        seed=seed,
+                        model=policy.info,
+                        env=env.manifest(),
+                        root=Path(__file__).resolve().parent.parent,
+                        peak_flops=asdict(best),
                     ),
                     env=env.name,
                     console=screen,
@@ -207,9 +249,13 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
                 eval_limit=cfg.eval_limit, keep_checkpoints=cfg.keep_checkpoints, seed=seed, done=done, algo=algo,
                 sampling=sampling, env=env, policy=policy, engine=engine, learner=learner, collector=collector,
                 clock=clock, accelerator=accelerator, record=record, stop=stop,
+                cost=cost_of(policy.model), peak_flops=best.flops * world,
+                profiler=profiler if accelerator.is_main_process else None,
                 num_tokens=_tokens_so_far(out) if record and resumed else 0.0,
             )  # fmt: skip
         finally:
+            if profiler:
+                profiler.close()
             if record:
                 record.close()
 
@@ -271,6 +317,14 @@ def _check_resume(cfg: DictConfig, config: dict[str, Any]) -> Path | None:
     if checkpoint.step_of(newest) > cfg.max_steps:
         raise ConfigError(f"resume={folder} is at step {checkpoint.step_of(newest)}, beyond max_steps={cfg.max_steps}")
     return newest
+
+
+def _profiler(cfg: DictConfig, out: Path, steps_left: int) -> StepProfiler | None:
+    if cfg.get("profile") is None:  # a run folder made before there was this key lacks it
+        return None
+    with naming("profile"):
+        profiler: StepProfiler = build(cfg, "profile").open(out, steps_left=steps_left)
+    return profiler
 
 
 def _seed_generators(seed: int) -> None:

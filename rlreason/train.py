@@ -21,14 +21,15 @@ def train(run: Session) -> float | None:
     if run.done == 0:
         run.begin()
     for step in run.steps():
-        collected = run.collector.collect(step)  # problems drawn, generated, turned, graded
-        batch = run.collate(collected.rollouts)  # the only place that pads
+        collected = run.collect(step)  # problems drawn, generated, turned, graded
         with run.clock.measure("annotate"):
+            batch = run.collate(collected.rollouts)  # the only place that pads
             batch = run.learner.annotate(batch)  # old_logp, ref_logp, value: what the algorithm needs
-        batch = run.algo.estimator(batch, run.learner.sum)  # advantage (R, S), returns
+            batch = run.algo.estimator(batch, run.learner.sum)  # advantage (R, S), returns
         with run.clock.measure("update"):
             metrics = run.learner.update(batch)  # mini-batches, micro-batches, loss, optimiser step
-        run.engine.sync(run.policy)  # rollouts always see these weights
+        with run.clock.measure("sync"):
+            run.engine.sync(run.policy)  # rollouts always see these weights
         run.end_step(step, collected, batch, metrics)  # evaluation, metrics.jsonl, traces, console, wandb, checkpoint
     return run.finish()
 

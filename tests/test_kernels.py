@@ -345,6 +345,43 @@ def test_log_softmax_of_a_vocabulary_that_is_cut() -> None:
         assert within(found[1], expected[1], 1e-6, 2e-6)
 
 
+# --- attention in training
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("masked", ["no mask", "a mask for all", "a mask each", "a part of a mask"])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 5), (7, 33), (40, 90)])
+def test_attention_of_the_update(queries: int, keys: int, masked: str, dtype: torch.dtype) -> None:
+    """Values and gradients against a formula in float64."""
+    rows, heads, kv_heads, width = 3, 6, 2, 20
+    query, key, value, weight = (
+        normal(rows, h, n, width, seed=i).to(dtype)
+        for i, (h, n) in enumerate([(heads, queries), (kv_heads, keys), (kv_heads, keys), (heads, queries)])
+    )
+    mask = None
+    if masked != "no mask":
+        wide = keys + 9 if masked == "a part of a mask" else keys
+        hidden = torch.rand(1 if masked == "a mask for all" else rows, 1, queries, wide, generator=chance(9)) < 0.4
+        hidden[..., 0] = False  # something has to be seen
+        mask = torch.zeros(hidden.shape, dtype=dtype).masked_fill_(hidden, torch.finfo(dtype).min)[..., :keys]
+    inputs = [x.requires_grad_() for x in (query, key, value)]
+    module = nn.Module()
+    mixed = attention._attend(module, *inputs, mask, 0.3, 0.0)
+    assert "_Attention" in str(mixed.grad_fn.next_functions)  # type: ignore[union-attr]
+    found = torch.autograd.grad((mixed * weight).sum(), inputs)
+
+    exact = [x.detach().double().requires_grad_() for x in inputs]
+    repeated = [x.repeat_interleave(heads // kv_heads, 1) for x in exact[1:]]
+    scores = 0.3 * exact[0] @ repeated[0].transpose(2, 3)
+    if mask is not None:
+        scores = scores.masked_fill(mask < -1, -INF)
+    reference = torch.softmax(scores, -1) @ repeated[1]
+    expected = torch.autograd.grad((reference * weight.double()).sum(), exact)
+    for got, wanted in zip((mixed.detach(), *found), (reference.detach(), *expected), strict=True):
+        error = (got.double() - wanted).norm() / wanted.norm()
+        assert error < (1e-6 if dtype == torch.float32 else 8e-3)
+
+
 @pytest.mark.parametrize("dtype", TYPES)
 def test_nan_logits_are_not_hidden(dtype: torch.dtype) -> None:
     logits = normal(2, 100, dtype=dtype)
@@ -661,7 +698,7 @@ def test_gradients_of_a_model_are_those_without_kernels(family: str, monkeypatch
     monkeypatch.setattr(kernels, "_call", noted)
     loss, gradients = loss_gradients(model)
     both_ways = {"rms_norm", "rms_norm_backward", "swiglu", "swiglu_backward", "softmax_stats", "softmax_backward"}
-    assert called == both_ways | {"rotary"}
+    assert called == both_ways | {"rotary", "attention_softmax", "attention_softmax_backward"}
     called.clear()
     monkeypatch.setattr(kernels, "usable", lambda tensor: False)
     plain_loss, plain_gradients = loss_gradients(model)

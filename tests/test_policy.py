@@ -24,10 +24,19 @@ from rlreason.policy import Policy, take_rows, token_logprobs
 from rlreason.rollout import roll_out
 from rlreason.types import Batch, Episode, Grade, Message, Problem, Sampling, Segment
 
+ROUTES = pytest.mark.parametrize("route", [attention.NAME, "sdpa"], ids=["packed", "padded"])
+"""Attention implementations that run the rows of a batch without and with their padding."""
 
-@pytest.fixture(scope="module")
-def policy() -> Policy:
-    return tiny()
+
+def tiny_by(route: str) -> Policy:
+    policy = tiny()
+    policy.model.set_attn_implementation(route)
+    return policy
+
+
+@pytest.fixture(scope="module", params=ROUTES.args[1], ids=ROUTES.kwargs["ids"])
+def policy(request: pytest.FixtureRequest) -> Policy:
+    return tiny_by(request.param)
 
 
 # Groups of unequal size with prompts of different lengths, completions from 1 token on; the rows of a group are not
@@ -47,10 +56,10 @@ def own_group_each(batch: Batch) -> Batch:
     return replace(batch, group=torch.arange(len(batch.group), device=batch.group.device))
 
 
-def prompt_rows(model: Any, call: Callable[[], object]) -> list[int]:
-    """How many rows each forward pass has."""
-    rows: list[int] = []
-    handle = model.register_forward_pre_hook(lambda m, a, k: rows.append(len(k["input_ids"])), with_kwargs=True)
+def passes(model: Any, call: Callable[[], object]) -> list[tuple[int, ...]]:
+    """Rows and width of each forward pass."""
+    rows: list[tuple[int, ...]] = []
+    handle = model.register_forward_pre_hook(lambda m, a, k: rows.append(k["input_ids"].shape), with_kwargs=True)
     try:
         call()
     finally:
@@ -93,8 +102,9 @@ def test_entropy_is_that_of_a_plain_forward(policy: Policy) -> None:
     assert 0.1 < entropy[batch.mask].min() < entropy[batch.mask].max() < math.log(260)
 
 
-def test_shared_prompts_change_neither_values_nor_gradients() -> None:
-    policy = tiny()
+@ROUTES
+def test_shared_prompts_change_neither_values_nor_gradients(route: str) -> None:
+    policy = tiny_by(route)
     policy.add_value_head()
     assert policy.value_head is not None
     nn.init.normal_(policy.value_head.weight, generator=None)
@@ -109,9 +119,11 @@ def test_shared_prompts_change_neither_values_nor_gradients() -> None:
         gradients = torch.autograd.grad(loss, policy.parameters())
         return [out.logp, out.entropy, out.value], list(gradients)
 
-    rows = prompt_rows(policy.model, lambda: token_logprobs(policy.model, shared, 0.8))
-    assert rows == [3, 6]  # three prompts once, then six completions
-    assert prompt_rows(policy.model, lambda: token_logprobs(policy.model, apart, 0.8)) == [6]
+    # Of 7, 12 and 3 tokens, and completions without their last, of 20 together: packed, or prompts and rows padded.
+    expected = [(1, 22 + 20)] if route == attention.NAME else [(3, 12), (6, 8)]
+    assert passes(policy.model, lambda: token_logprobs(policy.model, shared, 0.8)) == expected
+    expected = [(1, 48 + 20)] if route == attention.NAME else [(6, 21)]
+    assert passes(policy.model, lambda: token_logprobs(policy.model, apart, 0.8)) == expected
     values, gradients = run(shared)
     expected_values, expected_gradients = run(apart)
     for value, expected in zip(values, expected_values, strict=True):
@@ -123,9 +135,10 @@ def test_shared_prompts_change_neither_values_nor_gradients() -> None:
         torch.testing.assert_close(gradient, expected, rtol=1e-4, atol=1e-4 * scale)
 
 
-def test_gradient_is_that_of_a_plain_forward() -> None:
+@ROUTES
+def test_gradient_is_that_of_a_plain_forward(route: str) -> None:
     """Against a loss written here from whole logits: no chunks, no sharing, no padding."""
-    policy = tiny()
+    policy = tiny_by(route)
     batch = make_batch()
     weight = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(4)).to(device())
     gradients = torch.autograd.grad((weight * policy.forward(batch, 0.8).logp).sum(), policy.parameters())
@@ -209,16 +222,17 @@ def test_value_belongs_to_the_state_before_its_token(shared: bool) -> None:
     assert (value[~batch.mask] == 0).all()
 
 
-def test_gradient_checkpointing_gives_the_same_gradient() -> None:
+@ROUTES
+def test_gradient_checkpointing_gives_the_same_gradient(route: str) -> None:
     batch = make_batch()
     gradients = []
     for checkpointing in (False, True):
-        policy = tiny()
+        policy = tiny_by(route)
         if checkpointing:
             policy.model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
         policy.model.train()
-        rows = prompt_rows(policy.model, partial(policy.forward, batch, 1.0))
-        assert rows == ([6] if checkpointing else [3, 6])
+        sizes = passes(policy.model, partial(policy.forward, batch, 1.0))
+        assert (sizes == [(6, 21)]) == checkpointing  # which runs whole rows
         gradients.append(torch.autograd.grad(policy.forward(batch, 1.0).logp.sum(), policy.parameters()))
     for one, other in zip(*gradients, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4 * one.abs().max().item())
@@ -319,14 +333,17 @@ def test_head_in_chunks_gives_the_same_values_and_gradients(monkeypatch: pytest.
         assert (got - expected).norm() <= 2e-6 * expected.norm()
 
 
-def test_attention_in_chunks_of_queries_gives_the_same_values_and_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
-    model = tiny().model
+@pytest.mark.parametrize("share", [True, False])  # packed or whole rows
+def test_attention_in_chunks_of_queries_gives_the_same_values_and_gradients(
+    monkeypatch: pytest.MonkeyPatch, share: bool
+) -> None:
+    model = tiny_by(attention.NAME).model
     prompt = random_ids(40, seed=1)
     batch = collate([make_rollout(0, prompt, random_ids(n, seed=n)) for n in (70, 33, 90)])
 
     def run() -> tuple[torch.Tensor, list[torch.Tensor]]:
         model.zero_grad()
-        logp = token_logprobs(model, batch, 1.0).logp
+        logp = token_logprobs(model, batch, 1.0, share_prompts=share).logp
         (logp * torch.linspace(-1, 1, logp.numel()).view_as(logp)).sum().backward()
         return logp.detach(), [p.grad.clone() for p in model.parameters() if p.grad is not None]
 
@@ -338,7 +355,8 @@ def test_attention_in_chunks_of_queries_gives_the_same_values_and_gradients(monk
         attention, "_attend", lambda module, q, k, *rest: (keys.append(k.shape[2]), attend(module, q, k, *rest))[1]
     )
     chunked_logp, chunked_grads = run()
-    assert keys == [32, 40, 32, 40, 72, 104, 129, 72, 104, 129]  # two layers: the prompt, then 89 of the completion
+    # in each of two layers: the prompt, then the 89 of the completions; or all 130 together
+    assert keys == 2 * ([32, 40, 72, 104, 129] if share else [32, 64, 96, 128, 130])
     torch.testing.assert_close(chunked_logp, logp, rtol=0, atol=2e-6)
     for got, expected in zip(chunked_grads, grads, strict=True):
         assert (got - expected).norm() <= 2e-6 * expected.norm()

@@ -19,10 +19,8 @@ from torch.nn.functional import linear, pad
 
 from rlreason import kernels
 from rlreason.engines.decoder import BLOCK, Prompts, prefill
+from rlreason.kernels.modules import CAUSAL_LMS
 from rlreason.policy import Policy
-
-FAMILY = frozenset({"LlamaForCausalLM", "MistralForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM"})
-"""Architectures of this shape: RMS norm before, grouped attention with rotary positions, SwiGLU."""
 
 
 class _Linear:
@@ -117,7 +115,7 @@ class PagedDecoder:
         config, model = policy.model.config, policy.model
         rope = getattr(config, "rope_parameters", None) or {}
         return (
-            type(model).__name__ in FAMILY
+            type(model).__name__ in CAUSAL_LMS
             and kernels.usable(next(model.parameters()))
             and config.hidden_act == "silu"
             and rope.get("rope_type") not in ("dynamic", "longrope")  # whose angles depend on the sequence's length

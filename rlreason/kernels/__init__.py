@@ -184,12 +184,29 @@ def softmax_backward(
     return grad
 
 
+def attention_softmax_(scores: torch.Tensor, mask: torch.Tensor | None, scaling: float) -> torch.Tensor:
+    """softmax(scores * scaling + mask) over the last dimension, in place: scores (B, heads, Q, L), contiguous; mask
+    (B or 1, 1, Q, L) of the same type, its last dimension contiguous."""
+    distances = (mask.stride(0) if len(mask) > 1 else 0, mask.stride(2)) if mask is not None else (0, 0)
+    _call("attention_softmax", scores.dtype, scores, mask, *distances, float(scaling), *scores.shape)
+    return scores
+
+
+def attention_softmax_backward_(grad: torch.Tensor, weights: torch.Tensor, scaling: float) -> torch.Tensor:
+    """In place: the gradient in ``attention_softmax_``'s result, which is ``weights``, becomes that in its scores."""
+    rows, keys = weights.numel() // weights.shape[-1], weights.shape[-1]
+    _call("attention_softmax_backward", grad.dtype, grad, weights, float(scaling), rows, keys)
+    return grad
+
+
 def sample(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """A token for each row of logits (rows, V), and its log-probability; see cpu.cpp. temperature (rows,),
     0 for greedy, uniform (rows,) in [0, 1). Returns (rows,) int64 and (rows,) float32."""
     logits = logits.contiguous()
     token, logp = torch.empty(len(logits), dtype=torch.long), torch.empty(len(logits))
-    _call("sample", logits.dtype, logits, temperature.float(), uniform.double(), token, logp, len(logits), logits.shape[1])
+    _call(
+        "sample", logits.dtype, logits, temperature.float(), uniform.double(), token, logp, len(logits), logits.shape[1]
+    )
     return token, logp
 
 

@@ -211,6 +211,60 @@ void softmax_backward(const T* logits, T* grad, const float* top, const float* t
     }
 }
 
+// -------------------------------------------------------------------------------------------- softmax of attention
+// In place: scores (batch, heads, queries, keys) become softmax(scores * scaling + mask) over the keys. mask (batch or 1,
+// 1, queries, keys), its rows and batches at a distance; null for none.
+template <typename T>
+void attention_softmax(T* scores, const T* mask, int64_t mask_batch, int64_t mask_row, float scaling, int64_t batch,
+                       int64_t heads, int64_t queries, int64_t keys, int threads) {
+#pragma omp parallel num_threads(threads) if (batch * heads * queries * keys > 8192)
+    {
+        std::vector<float> x(keys);
+#pragma omp for schedule(static)
+        for (int64_t r = 0; r < batch * heads * queries; ++r) {
+            T* row = scores + r * keys;
+            const T* add = mask ? mask + r / (heads * queries) * mask_batch + r % queries * mask_row : nullptr;
+            float high = -INFINITY, sum = 0;
+            if (add) {
+#pragma omp simd reduction(max : high)
+                for (int64_t i = 0; i < keys; ++i) {
+                    x[i] = load(row[i]) * scaling + load(add[i]);
+                    high = std::max(high, x[i]);
+                }
+            } else {
+#pragma omp simd reduction(max : high)
+                for (int64_t i = 0; i < keys; ++i) {
+                    x[i] = load(row[i]) * scaling;
+                    high = std::max(high, x[i]);
+                }
+            }
+#pragma omp simd reduction(+ : sum)
+            for (int64_t i = 0; i < keys; ++i) {
+                x[i] = fast_exp(x[i] - high);
+                sum += x[i];
+            }
+            float scale = 1.0f / sum;
+#pragma omp simd
+            for (int64_t i = 0; i < keys; ++i) store(&row[i], x[i] * scale);
+        }
+    }
+}
+
+// In place: grad (rows, keys) in the weights that attention_softmax gave becomes that in its scores.
+template <typename T>
+void attention_softmax_backward(T* grad, const T* weights, float scaling, int64_t rows, int64_t keys, int threads) {
+#pragma omp parallel for num_threads(threads) schedule(static) if (rows * keys > 8192)
+    for (int64_t r = 0; r < rows; ++r) {
+        T* g = grad + r * keys;
+        const T* w = weights + r * keys;
+        float dot = 0;
+#pragma omp simd reduction(+ : dot)
+        for (int64_t i = 0; i < keys; ++i) dot += load(g[i]) * load(w[i]);
+#pragma omp simd
+        for (int64_t i = 0; i < keys; ++i) store(&g[i], load(w[i]) * (load(g[i]) - dot) * scaling);
+    }
+}
+
 // ------------------------------------------------------------------------------------------------------ sampling
 // Token of each row of logits by inverse CDF at uniform[r] in [0, 1), or the first greatest where temperature[r] is 0,
 // and its log-probability at that temperature (at 1 where it is 0).
@@ -451,6 +505,15 @@ void attend(const T* query, const T* keys, const T* values, const int32_t* posit
                                               float temperature, int threads) {                                       \
         softmax_backward<T>(logits, grad, top, total, expected, weight, entropy_weight, rows, vocabulary,             \
                             temperature, threads);                                                                    \
+    }                                                                                                                 \
+    extern "C" void attention_softmax_##SUFFIX(T* scores, const T* mask, int64_t mask_batch, int64_t mask_row,         \
+                                               float scaling, int64_t batch, int64_t heads, int64_t queries,          \
+                                               int64_t keys, int threads) {                                           \
+        attention_softmax<T>(scores, mask, mask_batch, mask_row, scaling, batch, heads, queries, keys, threads);      \
+    }                                                                                                                 \
+    extern "C" void attention_softmax_backward_##SUFFIX(T* grad, const T* weights, float scaling, int64_t rows,        \
+                                                        int64_t keys, int threads) {                                  \
+        attention_softmax_backward<T>(grad, weights, scaling, rows, keys, threads);                                   \
     }                                                                                                                 \
     extern "C" void sample_##SUFFIX(const T* logits, const float* temperature, const double* uniform, int64_t* token, \
                                     float* logp, int64_t rows, int64_t vocabulary, int threads) {                     \

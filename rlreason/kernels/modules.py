@@ -20,6 +20,8 @@ from torch.autograd.function import once_differentiable
 from rlreason import kernels
 
 FAMILIES = ("Llama", "Mistral", "Qwen2", "Qwen3")
+CAUSAL_LMS = frozenset(f"{family}ForCausalLM" for family in FAMILIES)
+"""Decoders of one shape: RMS norm before, grouped attention with rotary positions, SwiGLU."""
 ROTARY_FILES = tuple(f"transformers.models.{name.lower()}.modeling_{name.lower()}" for name in FAMILIES)
 SILU = ("SiLU", "SiLUActivation")
 

@@ -91,7 +91,7 @@ def pack(batch: Batch, first: torch.Tensor, prompt_of: torch.Tensor, dtype: torc
             mask=_additive(prompt_seen & (at[:width, None] >= at[:width]), dtype),
         ),
         completions=Grid(
-            begin=begin,
+            begin=min(begin, len(select) - 1),  # if there are none, any token may stand for nothing
             present=present,
             place=_places(present),
             mask=_additive(torch.cat([prompt_seen[prompt_of].expand(-1, len(offset), -1), seen], -1), dtype),

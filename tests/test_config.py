@@ -50,14 +50,16 @@ COMPLETED = {
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
-CHOICES = [f"{group}={name}" for group in ("experiment", "algo", "env", "engine", "logger") for name in names(group)]
+GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "model/lora")
+# engine=vllm is test_vllm's, where it is installed
+CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group) if (group, name) != ("engine", "vllm")]
 
 
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_instantiates(choice: str, tmp_path: Path) -> None:
     """What ``train`` builds, with the tiny model in the place of the chosen one."""
     register()
-    added = f"+{choice}" if choice.startswith("experiment=") else choice
+    added = f"+{choice}" if choice.startswith(("experiment=", "profile=")) else choice
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[added, "model=tiny", "logger.mode=disabled", *COMPLETED.get(choice, [])])
     assert not OmegaConf.missing_keys(cfg)

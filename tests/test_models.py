@@ -164,10 +164,10 @@ def test_saved_policy_loads_in_any_tool(tmp_path: Path, dtype: Any) -> None:
     assert ids == policy.render(QUESTION).ids
     tokens = torch.tensor([ids], device=device())
     with torch.no_grad():
-        if dtype == "float32":
-            assert torch.equal(model(input_ids=tokens).logits, policy.model(input_ids=tokens).logits)
-        else:
-            assert torch.equal(model.bfloat16()(input_ids=tokens).logits, policy.model(input_ids=tokens).logits)
+        found = model.to(getattr(torch, dtype))(input_ids=tokens).logits
+        # ours has kernels, which round elsewhere
+        error = 1e-5 if dtype == "float32" else 0.05
+        torch.testing.assert_close(policy.model(input_ids=tokens).logits, found, rtol=0, atol=error * found.std())
     assert model.generation_config.eos_token_id == [2, 3]
 
     again = models.load(str(tmp_path), dtype=dtype, device=device())
@@ -243,7 +243,8 @@ def test_embedded_model_is_the_gguf_that_transformers_reads(tmp_path: Path, monk
     assert "gguf" not in (folder / "config.json").read_text()
     ids = torch.tensor([ours.render(QUESTION).ids])
     with torch.no_grad():
-        assert torch.equal(ours.model(input_ids=ids).logits, theirs(input_ids=ids).logits)
+        # within the rounding of float32: ours has kernels
+        torch.testing.assert_close(ours.model(input_ids=ids).logits, theirs(input_ids=ids).logits, rtol=0, atol=1e-3)
     tokenizer = ours.tokenizer
     assert tokenizer.decode(ids[0]) == (
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n2 + 3 = ?<|im_end|>\n<|im_start|>assistant\n"

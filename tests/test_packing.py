@@ -45,6 +45,18 @@ def test_tokens_of_the_environment_predict_nothing() -> None:
     assert packing.source.tolist() == [0, 2, 1, 0, 3]
 
 
+def test_completions_of_one_token_alone() -> None:
+    """Of which nothing is run: their prompts predict them."""
+    batch = collate([make_rollout(0, [10, 11, 12], [token]) for token in (20, 21)], device=device())
+    first, prompt_of = (torch.tensor(x, device=device()) for x in ([0], [0, 0]))
+    packing = pack(batch, first, prompt_of, torch.float32)
+    assert packing.tokens.tolist() == [[10, 11, 12]]
+    assert packing.source.tolist() == [0, 0]
+    states = torch.randn(1, 2, 3, 4, device=device())
+    mixed = attend_packed(packing, lambda q, k, v, mask: q, states, states, states)
+    assert torch.equal(mixed, states.transpose(1, 2))
+
+
 def test_nothing_arrives_at_the_wrong_place() -> None:
     """Attention that hands the values through: what comes out is what went in, and so with the gradients, whichever
     way the memory lies and whatever stands where there is no token."""

@@ -312,7 +312,7 @@ def test_pool_doubles_up_to_its_limit() -> None:
     first = pool.take(3)
     assert len(pool.owners) == 3  # as many as are asked for
     for layer in (*pool.keys, *pool.values):
-        layer[first] = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None]
+        layer[first] = torch.tensor([1.0, 2.0, 3.0])[:, None, None, None, None]
     second = pool.take(1)
     assert len(pool.owners) == 6  # twice
     assert len({*first, *second}) == 4
@@ -324,7 +324,10 @@ def test_pool_doubles_up_to_its_limit() -> None:
         assert layer[first[1:]].flatten(1).unique(dim=1).flatten().tolist() == [2.0, 3.0]
     assert len(pool.take(4)) == 4
     assert pool.free == []
-    assert [tuple(layer.shape[1:]) for layer in (pool.keys[0], pool.values[0])] == [(1, 16, BLOCK), (1, BLOCK, 16)]
+    assert [tuple(layer.shape[1:]) for layer in (pool.keys[0], pool.values[0])] == [
+        (1, 16, BLOCK, 1),
+        (1, BLOCK, 16, 1),
+    ]
 
 
 # --- bfloat16

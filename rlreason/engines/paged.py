@@ -52,8 +52,8 @@ class _Layer:
 
 
 class _Pool:
-    """Blocks of keys (kv heads, width, BLOCK) and values (kv heads, BLOCK, width), for every layer; a block may belong
-    to several rows. It doesn't double past ``limit`` blocks."""
+    """Blocks of keys and values for every layer, laid out as ``kernels.key_blocks`` and ``value_blocks`` do; a block
+    may belong to several rows. It doesn't double past ``limit`` blocks."""
 
     def __init__(self, layers: int, kv_heads: int, width: int, dtype: torch.dtype, limit: int) -> None:
         self.layers, self.kv_heads, self.width, self.dtype = layers, kv_heads, width, dtype
@@ -67,8 +67,8 @@ class _Pool:
         self.free: list[int] = []
 
     def _empty(self, blocks: int, keys: bool) -> torch.Tensor:
-        inner = (self.width, BLOCK) if keys else (BLOCK, self.width)
-        return torch.empty(blocks, self.kv_heads, *inner, dtype=self.dtype)
+        states = torch.empty(blocks, self.kv_heads, BLOCK, self.width, dtype=self.dtype)
+        return torch.empty((kernels.key_blocks if keys else kernels.value_blocks)(states).shape, dtype=self.dtype)
 
     def take(self, count: int) -> list[int]:
         """Blocks that are nobody's, now owned once each; the pool doubles when there are too few, up to the limit."""
@@ -145,8 +145,8 @@ class PagedDecoder:
         origin = [i * span + j for i, blocks in enumerate(shared) for j in range(len(blocks))]
         origin += [i * span + len(shared[i]) for i in prompts.source]
         for keys, values, layer in zip(self._pool.keys, self._pool.values, cache.layers, strict=True):
-            keys[target] = _blocks(layer.keys, span)[origin].transpose(-1, -2)
-            values[target] = _blocks(layer.values, span)[origin]
+            keys[target] = kernels.key_blocks(_blocks(layer.keys, span)[origin])
+            values[target] = kernels.value_blocks(_blocks(layer.values, span)[origin])
         return last[prompts.source]
 
     def step(self, newest: Sequence[int]) -> torch.Tensor:

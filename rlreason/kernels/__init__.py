@@ -29,6 +29,8 @@ SOURCE = Path(__file__).with_name("cpu.cpp")
 # No -ffast-math: a masked logit is -inf and has to stay so.
 FLAGS = ["-O3", "-march=native", "-mprefer-vector-width=512", "-std=c++17", "-fPIC", "-fopenmp"]
 FLAGS += ["-fno-math-errno", "-fno-trapping-math"]
+PAIR = {torch.bfloat16: 2, torch.float32: 1}
+"""How many neighbours the decoding cache holds side by side; see cpu.cpp."""
 DTYPES = {torch.bfloat16: "bf16", torch.float32: "f32"}
 
 
@@ -210,6 +212,18 @@ def sample(logits: torch.Tensor, temperature: torch.Tensor, uniform: torch.Tenso
     return token, logp
 
 
+def key_blocks(states: torch.Tensor) -> torch.Tensor:
+    """Keys (blocks, kv heads, tokens, width) as the cache holds them: (blocks, kv heads, width / p, tokens, p), where p
+    is ``PAIR`` of the type."""
+    pair = PAIR[states.dtype]
+    return states.unflatten(-1, (states.shape[-1] // pair, pair)).transpose(-2, -3)
+
+
+def value_blocks(states: torch.Tensor) -> torch.Tensor:
+    """Values (blocks, kv heads, tokens, width) as the cache holds them: (blocks, kv heads, tokens / p, width, p)."""
+    return states.unflatten(-2, (-1, PAIR[states.dtype])).transpose(-1, -2)
+
+
 def decode_attention(
     qkv: torch.Tensor,
     keys: torch.Tensor,
@@ -226,11 +240,11 @@ def decode_attention(
 ) -> torch.Tensor:
     """Attention of one new token a row, which is rotated and written into the cache; (rows, heads * width).
 
-    qkv (rows, (heads + 2 kv heads) * width) of the new tokens, before rotation; keys (blocks, kv heads, width, 32) and
-    values (blocks, kv heads, 32, width), written; position (rows,) int32 of the new token; table (rows, W) int32, a
-    row's blocks; cosine and sine (positions, width).
+    qkv (rows, (heads + 2 kv heads) * width) of the new tokens, before rotation; keys and values blocks of 32 tokens as
+    ``key_blocks`` and ``value_blocks`` lay them out, contiguous, written; position (rows,) int32 of the new token;
+    table (rows, W) int32, a row's blocks; cosine and sine (positions, width).
     """
-    kv_heads, width = keys.shape[1], keys.shape[2]
+    kv_heads, width = values.shape[1], values.shape[3]
     rows, heads = len(qkv), qkv.shape[1] // width - 2 * kv_heads
     query = qkv.new_empty(rows, heads * width)
     out = torch.empty_like(query)

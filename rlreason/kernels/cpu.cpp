@@ -347,6 +347,37 @@ void rotary(const T* x, const T* cosine, const T* sine, T* out, const int64_t* f
 }
 
 // --------------------------------------------------------------------------------------------- decoding attention
+// The cache holds neighbours that are summed over side by side, in pairs for bfloat16, as the processor's bfloat16 dot
+// product takes them: in a block of keys two entries of the head, (width / PAIR, BLOCK, PAIR), in one of values two
+// tokens, (BLOCK / PAIR, width, PAIR).
+template <typename T>
+constexpr int PAIR = sizeof(T) == 2 ? 2 : 1;
+
+// LANES sums of one product, or of two, each: sum + w * data.
+inline lanes load_data(const float* p) { return load_lanes(p); }
+inline lanes dot(lanes sum, const float* w, lanes data) { return sum + *w * data; }
+#ifdef __AVX512BF16__
+inline __m512bh load_data(const bf16* p) { return (__m512bh)_mm512_loadu_si512(p); }
+inline lanes dot(lanes sum, const bf16* w, __m512bh data) {
+    int32_t both;
+    std::memcpy(&both, w, 4);
+    return (lanes)_mm512_dpbf16_ps((__m512)sum, (__m512bh)_mm512_set1_epi32(both), data);
+}
+#else
+struct Both {
+    lanes first, second;
+};
+inline Both load_data(const bf16* p) {
+    typedef uint32_t words __attribute__((vector_size(64)));
+    words x;
+    std::memcpy(&x, p, sizeof x);
+    return {(lanes)(x << 16), (lanes)(x & 0xffff0000u)};
+}
+inline lanes dot(lanes sum, const bf16* w, Both data) {
+    return sum + load(w[0]) * data.first + load(w[1]) * data.second;
+}
+#endif
+
 // Rotary embedding of the queries and keys in qkv (rows, (heads + 2 kv_heads) width), each head first normalised by
 // RMS where q_norm and k_norm are given; queries go to `query` (rows, heads, width), keys and values into the cache
 // at position[r] of row r. cosine, sine (positions, width).
@@ -354,6 +385,7 @@ template <typename T>
 void rotate_and_write(const T* qkv, const T* cosine, const T* sine, const T* q_norm, const T* k_norm, float eps,
                       const int32_t* position, const int32_t* table, int64_t table_width, T* query, T* keys, T* values,
                       int64_t rows, int64_t heads, int64_t kv_heads, int64_t width, int threads) {
+    constexpr int P = PAIR<T>;
 #pragma omp parallel for num_threads(threads)
     for (int64_t r = 0; r < rows; ++r) {
         const T* in = qkv + r * (heads + 2 * kv_heads) * width;
@@ -376,32 +408,41 @@ void rotate_and_write(const T* qkv, const T* cosine, const T* sine, const T* q_n
             if (h < heads) {
                 T* out = query + (r * heads + h) * width;
                 for (int64_t i = 0; i < width; ++i) store(&out[i], y[i]);
-            } else {  // keys lie transposed in their block: (width, BLOCK)
-                T* out = keys + (block * kv_heads + h - heads) * width * BLOCK + slot;
-                for (int64_t i = 0; i < width; ++i) store(&out[i * BLOCK], y[i]);
+            } else {
+                T* out = keys + (block * kv_heads + h - heads) * width * BLOCK + slot * P;
+                for (int64_t i = 0; i < width; ++i) store(&out[i / P * P * BLOCK + i % P], y[i]);
             }
         }
-        for (int64_t h = 0; h < kv_heads; ++h)
-            std::memcpy(values + ((block * kv_heads + h) * BLOCK + slot) * width, in + (heads + kv_heads + h) * width,
-                        width * sizeof(T));
+        for (int64_t h = 0; h < kv_heads; ++h) {
+            const T* from = in + (heads + kv_heads + h) * width;
+            T* out = values + ((block * kv_heads + h) * BLOCK + slot / P * P) * width;
+            for (int64_t i = 0; i < width; ++i) out[i * P + slot % P] = from[i];
+            if (slot % P == 0 && P == 2)  // the partner, which is read before it is written, with weight 0
+                for (int64_t i = 0; i < width; ++i) store(&out[i * P + 1], 0.0f);
+        }
     }
 }
 
-// GROUP query heads that share a kv head against one row's cached tokens.
+// GROUP query heads that share a kv head against one row's cached tokens. Scores and weights are rounded as they are
+// in training. `scores` and `weights` have room for GROUP * (length + BLOCK).
 template <typename T, int GROUP>
 void attend_group(const T* query, const T* keys, const T* values, const int32_t* table, int64_t length, T* out,
-                  int64_t kv_heads, int64_t kv, int64_t width, float scaling, float* scores) {
+                  int64_t kv_heads, int64_t kv, int64_t width, float scaling, float* scores, T* weights) {
+    constexpr int P = PAIR<T>;
     int64_t blocks = (length + BLOCK - 1) / BLOCK, span = blocks * BLOCK;
-    float* scaled = scores + GROUP * span;
-    for (int64_t i = 0; i < GROUP * width; ++i) scaled[i] = load(query[i]) * scaling;
     for (int64_t b = 0; b < blocks; ++b) {
         const T* k = keys + (int64_t(table[b]) * kv_heads + kv) * width * BLOCK;
+        // two blocks ahead, into L2: a block is a page or so, where the processor stops prefetching by itself
+        const T* next = b + 2 < blocks ? keys : values;
+        next += (int64_t(table[(b + 2) % blocks]) * kv_heads + kv) * width * BLOCK;
         lanes sum[GROUP][2] = {};
-        for (int64_t i = 0; i < width; ++i) {
-            lanes low = load_lanes(k + i * BLOCK), high = load_lanes(k + i * BLOCK + LANES);
+        for (int64_t i = 0; i < width; i += P) {
+            __builtin_prefetch(next + i * BLOCK, 0, 2);
+            __builtin_prefetch(next + i * BLOCK + LANES * P, 0, 2);
+            auto low = load_data(k + i * BLOCK), high = load_data(k + i * BLOCK + LANES * P);
             for (int g = 0; g < GROUP; ++g) {
-                sum[g][0] += scaled[g * width + i] * low;
-                sum[g][1] += scaled[g * width + i] * high;
+                sum[g][0] = dot(sum[g][0], query + g * width + i, low);
+                sum[g][1] = dot(sum[g][1], query + g * width + i, high);
             }
         }
         for (int g = 0; g < GROUP; ++g)
@@ -410,23 +451,30 @@ void attend_group(const T* query, const T* keys, const T* values, const int32_t*
     }
     for (int g = 0; g < GROUP; ++g) {
         float *s = scores + g * span, high = -INFINITY, sum = 0;
+        T* w = weights + g * span;
 #pragma omp simd reduction(max : high)
-        for (int64_t t = 0; t < length; ++t) high = std::max(high, s[t] = rounded<T>(s[t]));
+        for (int64_t t = 0; t < length; ++t) high = std::max(high, s[t] = rounded<T>(s[t]) * scaling);
 #pragma omp simd reduction(+ : sum)
         for (int64_t t = 0; t < length; ++t) sum += s[t] = fast_exp(s[t] - high);
         float scale = 1.0f / sum;
-        for (int64_t t = 0; t < length; ++t) s[t] = rounded<T>(s[t] * scale);
+#pragma omp simd
+        for (int64_t t = 0; t < length; ++t) store(&w[t], s[t] * scale);
+        for (int64_t t = length; t < span; ++t) store(&w[t], 0.0f);
     }
     int64_t part = 0;
     for (; part + 4 * LANES <= width; part += 4 * LANES) {  // 16 sums: as many as stay in registers
         lanes sum[GROUP][4] = {};
         for (int64_t b = 0; b < blocks; ++b) {
-            const T* v = values + (int64_t(table[b]) * kv_heads + kv) * width * BLOCK + part;
+            const T* v = values + (int64_t(table[b]) * kv_heads + kv) * width * BLOCK + part * P;
+            const T* next = values + part * P;
+            next += (int64_t(table[std::min(b + 2, blocks - 1)]) * kv_heads + kv) * width * BLOCK;
             int64_t filled = std::min<int64_t>(BLOCK, length - b * BLOCK);
-            for (int64_t t = 0; t < filled; ++t)
+            for (int64_t t = 0; t < filled; t += P)
                 for (int j = 0; j < 4; ++j) {
-                    lanes x = load_lanes(v + t * width + j * LANES);
-                    for (int g = 0; g < GROUP; ++g) sum[g][j] += scores[g * span + b * BLOCK + t] * x;
+                    __builtin_prefetch(next + t * width + j * LANES * P, 0, 2);
+                    auto data = load_data(v + t * width + j * LANES * P);
+                    for (int g = 0; g < GROUP; ++g)
+                        sum[g][j] = dot(sum[g][j], weights + g * span + b * BLOCK + t, data);
                 }
         }
         for (int g = 0; g < GROUP; ++g) {
@@ -438,9 +486,11 @@ void attend_group(const T* query, const T* keys, const T* values, const int32_t*
     for (; part < width; ++part)  // a width that is no multiple of 64
         for (int g = 0; g < GROUP; ++g) {
             float sum = 0;
-            for (int64_t t = 0; t < length; ++t)
-                sum += scores[g * span + t] *
-                       load(values[((int64_t(table[t / BLOCK]) * kv_heads + kv) * BLOCK + t % BLOCK) * width + part]);
+            for (int64_t t = 0; t < length; ++t) {
+                const T* v = values + (int64_t(table[t / BLOCK]) * kv_heads + kv) * width * BLOCK;
+                int64_t slot = t % BLOCK;
+                sum += load(weights[g * span + t]) * load(v[slot / P * P * width + part * P + slot % P]);
+            }
             store(&out[g * width + part], sum);
         }
 }
@@ -454,7 +504,8 @@ void attend(const T* query, const T* keys, const T* values, const int32_t* posit
     int32_t longest = *std::max_element(position, position + rows) + 1;
 #pragma omp parallel num_threads(threads)
     {
-        std::vector<float> scores(4 * (longest + BLOCK + width));  // and 4 scaled queries
+        std::vector<float> scores(4 * (longest + BLOCK));
+        std::vector<T> weights(4 * (longest + BLOCK));
         // kv head by kv head, so that rows that share a prompt's blocks find them in the cache
 #pragma omp for schedule(dynamic, 8)
         for (int64_t pair = 0; pair < rows * kv_heads; ++pair) {
@@ -464,7 +515,9 @@ void attend(const T* query, const T* keys, const T* values, const int32_t* posit
                 T* o = out + (r * heads + kv * group + g) * width;
                 const int32_t* blocks = table + r * table_width;
                 int64_t length = position[r] + 1;
-#define RUN(N) attend_group<T, N>(q, keys, values, blocks, length, o, kv_heads, kv, width, scaling, scores.data()), g += N
+#define RUN(N)                                                                                                         \
+    attend_group<T, N>(q, keys, values, blocks, length, o, kv_heads, kv, width, scaling, scores.data(), weights.data()), \
+        g += N
                 if (group - g >= 4) RUN(4);
                 else if (group - g == 3) RUN(3);
                 else if (group - g == 2) RUN(2);

@@ -115,8 +115,9 @@ def measure(case: Case, repeats: int | None, logs: Path, say: Say) -> dict[str, 
         if not case.fresh:
             for side in case.sides:
                 _worker(side, case, workers, stack, logs)
+        loaded = time.monotonic()
         for index in range(repeats or case.repeats):
-            pace = (time.monotonic() - begin) / max(index, 1)
+            pace = (time.monotonic() - loaded) / max(index, 1)
             if repeats is None and index and time.monotonic() - begin + pace > 60 * case.minutes:
                 say(f"{index} of {case.repeats} repeats: a further one would exceed {case.minutes:g} minutes")
                 break

@@ -230,7 +230,7 @@ _UPDATE = [(rows, tokens) for tokens in (64, 256, 1024) for rows in (16, 64, 256
 _UNTIL = {"target": 0.6, "minutes": 90}
 
 CASES = (
-    _step("step_short", "short", TRL_SHORT, target=6, repeats=5, minutes=7),
+    _step("step_short", "short", TRL_SHORT, target=6, repeats=5, minutes=6),
     _step("step_gsm8k", "gsm8k", TRL_LONG, target=5, repeats=3, minutes=13),
     _rollouts("rollout_hf", "Hugging Face generate", f"{_DECODERS}:hugging_face", HF, 3.5),
     _rollouts("rollout_vllm", "vLLM", f"{_DECODERS}:vllm", VLLM, 2),

@@ -10,8 +10,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Literal, get_args
 
+import torch
+
 from rlreason.advantages import Estimator
 from rlreason.losses import Aggregation, Term
+from rlreason.types import Batch
 
 Schedule = Literal["constant", "linear", "cosine"]
 
@@ -109,3 +112,11 @@ class Algo:
     def skips_zero_advantage(self) -> bool:
         """Whether rows of zero advantage contribute nothing, so that they need not be computed."""
         return all(term.zero_without_advantage for term in self.active_terms)
+
+    def trains_on(self, batch: Batch) -> torch.Tensor:
+        """(R,) bool: rows that can change the gradient. Those that count and, unless a term wants all, have an
+        advantage."""
+        needed = batch.live
+        if self.skips_zero_advantage and batch.advantage is not None:
+            needed = needed & (batch.advantage != 0).any(1)
+        return needed

@@ -18,8 +18,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
 from rlreason import kernels
-from rlreason.packing import active as packing_of_call
-from rlreason.packing import attend_packed
+from rlreason.packing import attend_packed, current_packing
 
 NAME = "grouped"
 CHUNK = 256
@@ -58,7 +57,7 @@ def grouped_attention(
             mixed.append(_attend(module, *part, scaling, dropout))
         return torch.cat(mixed, dim=2)
 
-    packing = packing_of_call()
+    packing = current_packing()
     if packing is not None:
         return attend_packed(packing, attend, query, key, value), None
     return attend(query, key, value, attention_mask).transpose(1, 2).contiguous(), None

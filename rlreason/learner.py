@@ -81,7 +81,7 @@ class Learner:
         self.policy.model.train()
         for _ in range(self.algo.num_iterations):
             for rows in mini_batches(batch, self.algo.num_mini_batches):
-                run = self._needed(batch, rows)
+                run = rows[self.algo.trains_on(batch)[rows]]
                 rows_seen, rows_run = rows_seen + len(rows), rows_run + len(run)
                 norm = self._step(batch, rows, run, meter)
                 if norm is not None:
@@ -101,13 +101,6 @@ class Learner:
 
     def _cuts(self, batch: Batch, rows: torch.Tensor) -> list[torch.Tensor]:
         return micro_batches(batch, rows, self.micro_batch_tokens, shared_prompts=self.policy.shares_prompts)
-
-    def _needed(self, batch: Batch, rows: torch.Tensor) -> torch.Tensor:
-        """The rows of a mini-batch that can change the gradient."""
-        needed = batch.live[rows]
-        if self.algo.skips_zero_advantage and batch.advantage is not None:
-            needed = needed & (batch.advantage[rows] != 0).any(1)
-        return rows[needed]
 
     def _step(self, batch: Batch, rows: torch.Tensor, run: torch.Tensor, meter: _Meter) -> float | None:
         """One optimiser step; the gradient's norm before clipping, or None if no row anywhere has a say. (A step with

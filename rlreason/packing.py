@@ -123,7 +123,7 @@ def packed(packing: Packing) -> Iterator[None]:
         _packing.reset(token)
 
 
-def active() -> Packing | None:
+def current_packing() -> Packing | None:
     """The packing of the block that this is called in."""
     return _packing.get()
 

@@ -30,8 +30,7 @@ from typing import Any
 
 import torch
 
-from rlreason.algo import Algo
-from rlreason.types import Batch, Rollout, Segment
+from rlreason.types import Rollout, Segment
 
 TERA = 1e12
 
@@ -164,14 +163,6 @@ def work_of(cost: Cost, rollouts: Iterable[Rollout], trained: Sequence[tuple[int
         generate_flops=cost.forward * tokens + cost.attention / 3 * pairs,
         update_flops=passes * float(cost.update * trained_tokens + cost.attention * trained_pairs),
     )
-
-
-def trained_rows(batch: Batch, algo: Algo) -> list[bool]:
-    """Which rows of a batch the update needs: those that count and, unless a term wants all, have an advantage."""
-    needed = batch.live
-    if algo.skips_zero_advantage and batch.advantage is not None:
-        needed = needed & (batch.advantage != 0).any(1)
-    return needed.tolist()
 
 
 def speeds(work: Sequence[Work], seconds: Mapping[str, float], peak_flops: float) -> dict[str, float]:

@@ -30,7 +30,7 @@ from rlreason.evaluate import evaluate, greedy, summarise
 from rlreason.learner import Learner
 from rlreason.manifest import manifest
 from rlreason.metrics import batch_metrics, rollout_metrics
-from rlreason.perf import Cost, Work, cost_of, peak, speeds, trained_rows, work_of
+from rlreason.perf import Cost, Work, cost_of, peak, speeds, work_of
 from rlreason.policy import Policy
 from rlreason.profiling import StepProfiler
 from rlreason.record import Record
@@ -143,7 +143,7 @@ class Session:
 
     def _work(self, collected: Collected, batch: Batch) -> Work:
         rows = [(rollout.group, segment) for rollout in collected.rollouts for segment in rollout.segments]
-        needed = trained_rows(batch, self.algo)
+        needed = self.algo.trains_on(batch).tolist()
         return work_of(
             self.cost,
             [*collected.rollouts, *collected.rejected],

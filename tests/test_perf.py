@@ -20,7 +20,7 @@ from rlreason import perf
 from rlreason.analysis.load import read_traces
 from rlreason.batch import collate
 from rlreason.config import ConfigError
-from rlreason.perf import Cost, Peak, Work, cost_of, listed_peak, speeds, trained_rows, work_of
+from rlreason.perf import Cost, Peak, Work, cost_of, listed_peak, speeds, work_of
 from rlreason.profiling import ON_CPU, Spent, spent, table
 from rlreason.train import run
 from rlreason.types import Rollout
@@ -96,7 +96,7 @@ def test_trained_rows_are_those_the_learner_runs(skipping: bool) -> None:
     algo = ALGO if skipping else replace(ALGO, terms=ALGO.terms | {"all": Everything()})
     learner = make_learner(tiny(), algo)
     batch = algo.estimator(learner.annotate(collate(made)), learner.sum)
-    trained = trained_rows(batch, algo)
+    trained = algo.trains_on(batch).tolist()
     assert trained == [True, True, False, True] + [not skipping] * 4
     assert learner.update(batch)["frac_rows_skipped"] == pytest.approx(1 - sum(trained) / 8, abs=1e-12)
 

@@ -138,7 +138,7 @@ def _serve(connection: Connection, side: str, settings: dict[str, Any], log: Pat
         getattr(importlib.import_module(module), name)(Link(connection), settings)
     except Unavailable as reason:
         connection.send(reason)
-    except Exception:
+    except Exception:  # the top of a process: whatever it was goes to the log, whose end the other process shows
         traceback.print_exc()
         sys.stderr.flush()
         os._exit(1)  # not sys.exit: vLLM's threads may be waiting for each other

@@ -17,3 +17,15 @@ def generate(
         done[ticket] = completion
         on_completion()
     return [done[ticket] for ticket in tickets]
+
+
+def refuse_impossible(request: Request, context: int) -> None:
+    """Raise ValueError for a request that no engine could take: an empty prompt, or more tokens than ``context``."""
+    if not request.ids:
+        raise ValueError("an empty prompt can't be completed: it has no last token to predict from")
+    longest = request.sampling.max_completion_length
+    if len(request.ids) + longest > context:
+        raise ValueError(
+            f"prompt of {len(request.ids)} tokens + sampling.max_completion_length={longest} exceeds the model's "
+            f"context of {context} tokens"
+        )

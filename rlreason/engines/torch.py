@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 import torch
 
 from rlreason import kernels
+from rlreason.engines import refuse_impossible
 from rlreason.engines.decoder import BLOCK, Decoder, Prompts
 from rlreason.engines.module import ModuleDecoder
 from rlreason.engines.paged import PagedDecoder
@@ -43,8 +44,9 @@ class _Row:
 class TorchEngine:
     """Implements ``rlreason.types.Engine`` on the policy's own weights.
 
-    ``max_tokens_in_flight`` bounds slots x capacity of the cache, and so its memory: for SmolLM2-135M a token takes
-    23 KB in bfloat16. ``max_rows`` bounds the rows of a decoding step, ``max_prefill_tokens`` those of a prefill.
+    ``max_tokens_in_flight`` bounds the tokens that the cache may come to hold, and so its memory: for SmolLM2-135M a
+    token takes 23 KB in bfloat16. ``max_rows`` bounds the rows of a decoding step, ``max_prefill_tokens`` the padded
+    tokens of a prefill.
     """
 
     def __init__(
@@ -79,14 +81,8 @@ class TorchEngine:
 
     def submit(self, request: Request) -> int:
         """Queue a request; see ``types.Engine``."""
+        refuse_impossible(request, self.policy.context)
         total = len(request.ids) + request.sampling.max_completion_length
-        if not request.ids:
-            raise ValueError("an empty prompt can't be completed: it has no last token to predict from")
-        if total > self.policy.context:
-            raise ValueError(
-                f"prompt of {len(request.ids)} tokens + sampling.max_completion_length="
-                f"{request.sampling.max_completion_length} exceeds the model's context of {self.policy.context} tokens"
-            )
         if total + BLOCK > self.max_tokens_in_flight:
             raise ValueError(
                 f"one request needs {total} tokens of cache (in blocks of {BLOCK}) but "

@@ -33,7 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from rlreason.engines import generate
+from rlreason.engines import generate, refuse_impossible
 from rlreason.policy import Policy
 from rlreason.types import Completion, Request, Sampling
 
@@ -152,14 +152,8 @@ class VLLMEngine:
 
     def _refuse_impossible(self, request: Request) -> None:
         sampling = request.sampling
+        refuse_impossible(request, self.policy.context)
         total = len(request.ids) + sampling.max_completion_length
-        if not request.ids:
-            raise ValueError("an empty prompt can't be completed: it has no last token to predict from")
-        if total > self.policy.context:
-            raise ValueError(
-                f"prompt of {len(request.ids)} tokens + sampling.max_completion_length="
-                f"{sampling.max_completion_length} exceeds the model's context of {self.policy.context} tokens"
-            )
         if total > (room := self._llm.model_config.max_model_len):
             raise ValueError(
                 f"one request needs {total} tokens of cache and vLLM's holds {room}: raise engine.kv_cache_gib (on "

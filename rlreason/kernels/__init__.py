@@ -42,7 +42,7 @@ def library() -> ctypes.CDLL | None:
     compiler = shutil.which("g++")
     if compiler is None or platform.system() != "Linux":
         log.warning(
-            "no g++ found: rollouts and updates on this CPU will take about twice as long. Install it (Debian: "
+            "no g++ found: rollouts and updates on this CPU will take longer, rollouts above all. Install it (Debian: "
             "apt install g++) and start again."
         )
         return None

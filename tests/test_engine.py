@@ -48,6 +48,7 @@ def engine(
         max_tokens_in_flight=max_tokens_in_flight,
         max_rows=max_rows,
         max_prefill_tokens=max_prefill_tokens,
+        cuda_graphs=False,  # tests/test_graphs.py has them
     )
 
 

@@ -47,7 +47,7 @@ class Pair:
     """Both decoders, driven alike; ``worst`` is the largest difference of their log-probs so far."""
 
     def __init__(self, policy: Policy) -> None:
-        self.paged, self.module = paged(policy), ModuleDecoder(policy)
+        self.paged, self.module = paged(policy), ModuleDecoder(policy, max_tokens=100_000)
         self.worst = 0.0
         self.rows = 0
         self.logp = torch.empty(0)

@@ -2,14 +2,15 @@
 
 The cache is written in place, one slot a row, and grows a block of tokens at a time, so that what attention reads is
 dense: a strided view would be copied at every step. The rows stay packed at the front, so that no work is done on the
-dead.
+dead. On a GPU a step is a captured CUDA graph, one for each power of two of rows and tokens; rows beyond those in
+flight are computed and thrown away, and the cache stays where the graphs know it to be.
 
-Left out: captured CUDA graphs, and models with recurrent state or sliding windows shorter than a sequence, which are
-refused.
+Left out: models with recurrent state or sliding windows shorter than a sequence, which are refused.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ import torch
 from transformers.cache_utils import Cache, CacheLayerMixin
 
 from rlreason.engines.decoder import BLOCK, Prompts, prefill
+from rlreason.engines.graphs import Capture, Function, bucket
 from rlreason.policy import Policy
 
 
@@ -92,15 +94,20 @@ class _SlotLayer(CacheLayerMixin):
 
 
 class ModuleDecoder:
-    """Implements ``Decoder`` for whatever ``refuse_unsupported`` lets through."""
+    """Implements ``Decoder`` for whatever ``refuse_unsupported`` lets through. ``max_tokens`` is what the rows may come
+    to hold together; ``capture`` makes a graph of a step (``graphs.capture``), and without it every step is launched
+    kernel by kernel."""
 
-    def __init__(self, policy: Policy) -> None:
+    def __init__(self, policy: Policy, *, max_tokens: int, capture: Capture | None = None) -> None:
         refuse_unsupported(policy.model)
         self.policy = policy
+        self.max_tokens = max_tokens
+        self._capture = capture
+        self._graphs: dict[tuple[int, int], Function] = {}  # by rows and tokens of cache
         self._slots = _Slots()
         self._lengths: list[int] = []
 
-    def refresh(self) -> None: ...
+    def refresh(self) -> None: ...  # the module's weights change in place
 
     def begin(self, prompts: Prompts) -> torch.Tensor:
         last, cache = prefill(self.policy, prompts)
@@ -108,29 +115,66 @@ class ModuleDecoder:
         before, after = len(self._lengths), len(self._lengths) + len(source)
         self._lengths += [len(prompts.ids[i]) for i in prompts.source]
         # the cache is as wide as the longest prompt of all, longer than the longest with a request perhaps
-        self._slots.reserve(after, max([*self._lengths, max(map(len, prompts.ids))]) + 1, cache)
+        self._reserve(after, max([*self._lengths, max(map(len, prompts.ids))]) + 1, cache)
         self._slots.fill(torch.arange(before, after, device=last.device), cache, source)
         return last[source]
 
     def step(self, newest: Sequence[int]) -> torch.Tensor:
-        device = self.policy.device
-        position = torch.tensor(self._lengths, device=device)
-        self._slots.reserve(len(newest), max(self._lengths) + 1)
-        dtype = self._slots.keys[0].dtype
-        unseen = torch.arange(self._slots.shape[1], device=device) > position[:, None]
-        mask = torch.zeros(unseen.shape, dtype=dtype, device=device).masked_fill(unseen, torch.finfo(dtype).min)
-        layers: list[Any] = [
-            _SlotLayer(keys, values, position)
-            for keys, values in zip(self._slots.keys, self._slots.values, strict=True)
-        ]
+        rows, tokens = self._reserve(len(newest), max(self._lengths) + 1)
+        idle = [0] * (rows - len(newest))  # rows that only fill up a graph: each writes to the start of its own slot
+        ids = torch.tensor([*newest, *idle], device=self.policy.device)
+        position = torch.tensor([*self._lengths, *idle], device=self.policy.device)
+        self._lengths = [length + 1 for length in self._lengths]
+        logits: torch.Tensor = self._runner(ids, position, tokens)(ids, position)
+        return logits[: len(newest)]
+
+    def _reserve(self, rows: int, tokens: int, like: Any = None) -> tuple[int, int]:
+        """Room for so many rows and tokens; how many of each the next step computes."""
+        if self._capture is None:
+            self._slots.reserve(rows, tokens, like)
+            return rows, self._slots.shape[1]
+        held = self._slots.shape
+        wanted = bucket(rows, 8), bucket(tokens, 256)
+        if rows > held[0] or tokens > held[1]:
+            grown = max(wanted[0], held[0]), max(wanted[1], held[1])  # what only grows is soon left where it is
+            self._slots.reserve(*(grown if grown[0] * grown[1] <= self.max_tokens else (rows, tokens)), like)
+            self._graphs.clear()
+        return min(wanted[0], self._slots.shape[0]), min(wanted[1], self._slots.shape[1])
+
+    def _runner(self, ids: torch.Tensor, position: torch.Tensor, tokens: int) -> Function:
+        """What computes a step on these inputs."""
+
+        def run(ids: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+            return self._forward(ids, position, tokens)
+
+        key = (len(ids), tokens)
+        if self._capture is not None and key not in self._graphs:
+            try:
+                self._graphs[key] = self._capture(run, (ids, position))
+            except (RuntimeError, AssertionError) as error:
+                # slower, and right: nothing else differs
+                warnings.warn(
+                    f"{type(self.policy.model).__name__} can't be decoded by CUDA graphs, so decoding goes on without "
+                    f"(engine.cuda_graphs=false says so from the start): {error}",
+                    stacklevel=2,
+                )
+                self._capture = None
+                self._graphs.clear()
+        return self._graphs.get(key, run)
+
+    def _forward(self, ids: torch.Tensor, position: torch.Tensor, tokens: int) -> torch.Tensor:
+        """Logits (rows, V) after ``ids`` at ``position``, both (rows,); rows read their first ``tokens`` of cache."""
+        keys = [keys[:, :, :tokens] for keys in self._slots.keys]
+        values = [values[:, :, :tokens] for values in self._slots.values]
+        unseen = torch.arange(tokens, device=ids.device) > position[:, None]
+        mask = torch.zeros(unseen.shape, dtype=keys[0].dtype, device=ids.device)
         out = self.policy.model(
-            input_ids=torch.tensor(newest, device=device)[:, None],
-            attention_mask=mask[:, None, None, :],
+            input_ids=ids[:, None],
+            attention_mask=mask.masked_fill(unseen, torch.finfo(mask.dtype).min)[:, None, None, :],
             position_ids=position[:, None],
-            past_key_values=Cache(layers=layers),
+            past_key_values=Cache(layers=[_SlotLayer(*pair, position) for pair in zip(keys, values, strict=True)]),
             use_cache=True,
         )
-        self._lengths = [length + 1 for length in self._lengths]
         logits: torch.Tensor = out.logits[:, -1]
         return logits
 
@@ -142,7 +186,8 @@ class ModuleDecoder:
 
     def clear(self) -> None:
         self._lengths = []
-        self._slots.drop()
+        if not self._graphs:
+            self._slots.drop()
 
 
 def refuse_unsupported(model: Any) -> None:

@@ -18,6 +18,7 @@ import torch
 from rlreason import kernels
 from rlreason.engines import refuse_impossible
 from rlreason.engines.decoder import BLOCK, Decoder, Prompts
+from rlreason.engines.graphs import capture
 from rlreason.engines.module import ModuleDecoder
 from rlreason.engines.paged import PagedDecoder
 from rlreason.policy import Policy
@@ -46,11 +47,18 @@ class TorchEngine:
 
     ``max_tokens_in_flight`` bounds the tokens that the cache may come to hold, and so its memory: for SmolLM2-135M a
     token takes 23 KB in bfloat16. ``max_rows`` bounds the rows of a decoding step, ``max_prefill_tokens`` the padded
-    tokens of a prefill.
+    tokens of a prefill. ``cuda_graphs`` (a GPU's only) launches a step of decoding at once instead of kernel by kernel;
+    its price is a cache that stays allocated during updates.
     """
 
     def __init__(
-        self, policy: Policy, *, max_tokens_in_flight: int, max_rows: int = 128, max_prefill_tokens: int = 8192
+        self,
+        policy: Policy,
+        *,
+        max_tokens_in_flight: int,
+        max_rows: int = 128,
+        max_prefill_tokens: int = 8192,
+        cuda_graphs: bool = True,
     ) -> None:
         if max_rows < 1 or max_prefill_tokens < 1:
             raise ValueError("engine.max_rows and engine.max_prefill_tokens must be at least 1")
@@ -62,11 +70,12 @@ class TorchEngine:
         self._waiting: deque[_Row] = deque()
         self._active: list[_Row] = []
         self.policy = policy
-        self._decoder: Decoder = (
-            PagedDecoder(policy, max_tokens=max_tokens_in_flight)
-            if PagedDecoder.supports(policy)
-            else ModuleDecoder(policy)
-        )
+        self._decoder: Decoder
+        if PagedDecoder.supports(policy):
+            self._decoder = PagedDecoder(policy, max_tokens=max_tokens_in_flight)
+        else:
+            captured = capture if cuda_graphs and policy.device.type == "cuda" else None
+            self._decoder = ModuleDecoder(policy, max_tokens=max_tokens_in_flight, capture=captured)
         self.sync(policy)
 
     def sync(self, policy: Policy) -> None:

@@ -16,7 +16,7 @@ OURS, OURS_ALL, TRL = "ours", "ours, no row skipped", "TRL"
 _PACKAGE = __name__.rpartition(".")[0]
 _OURS, _TRL, _DECODERS = (f"{_PACKAGE}.{module}" for module in ("ours", "trl_side", "decoders"))
 # The fastest that was tried on two CPU cores; the cases `trl_settings` try more.
-TRL_SHORT = {"weights": "fp32", "batch": 16, "attention": "sdpa"}
+TRL_SHORT = {"weights": "bf16", "batch": 16, "attention": "sdpa"}
 TRL_LONG = {"weights": "bf16", "batch": 8, "attention": "sdpa"}
 HF = {"batch": 128, "attention": "sdpa"}
 VLLM = {"eager": False}

@@ -11,7 +11,9 @@ models too large for one device's memory need FSDP, which is not here yet.
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,7 +24,8 @@ from rlreason.algo import Algo
 from rlreason.batch import micro_batches, mini_batches
 from rlreason.losses import live_tokens, objective
 from rlreason.policy import Policy, take_rows
-from rlreason.types import Batch
+from rlreason.shaping import shaped
+from rlreason.types import Batch, Outputs
 
 
 class Learner:
@@ -55,81 +58,108 @@ class Learner:
         for parameter, master in zip(policy.parameters(), self.masters, strict=True):
             if master is not parameter:
                 parameter.register_post_accumulate_grad_hook(_AddTo(master))
-        decayed = [m for m in self.masters if m.ndim >= 2]
-        plain = [m for m in self.masters if m.ndim < 2]  # norms and biases
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": algo.weight_decay}, {"params": plain, "weight_decay": 0.0}],
-            lr=algo.learning_rate,
-            betas=(algo.adam_beta1, algo.adam_beta2),
-            fused=True,
-        )
+        actors = len(policy.actor_parameters())
+        self.actor_masters, self.critic_masters = self.masters[:actors], self.masters[actors:]
+        self.kl_scale = 1.0  # on the coefficients of the KL, if it has a target
+        rates = (algo.learning_rate, algo.critic_learning_rate or algo.learning_rate)
+        groups: list[dict[str, Any]] = []
+        for masters, rate in zip((self.actor_masters, self.critic_masters), rates, strict=True):
+            decayed = [m for m in masters if m.ndim >= 2]
+            plain = [m for m in masters if m.ndim < 2]  # norms and biases
+            groups += [{"params": decayed, "weight_decay": algo.weight_decay, "lr": rate}] if decayed else []
+            groups += [{"params": plain, "weight_decay": 0.0, "lr": rate}] if plain else []
+        self.optimizer = torch.optim.AdamW(groups, betas=(algo.adam_beta1, algo.adam_beta2), fused=True)
+        self._rates: list[float] = [group["lr"] for group in groups]
 
     def annotate(self, batch: Batch) -> Batch:
-        """What the algorithm needs to know of the batch before the update."""
+        """What the algorithm needs to know of the batch before its estimator, shaped rewards among it."""
         rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
-        return self.policy.annotate(batch, self.temperature, self.algo.annotations, self._cuts(batch, rows))
+        batch = self.policy.annotate(batch, self.temperature, self.algo.annotations, self._cuts(batch, rows))
+        return shaped(batch, [_scaled(shaping, self.kl_scale) for shaping in self.algo.active_shaping])
 
     def update(self, batch: Batch) -> dict[str, float]:
         """All optimiser steps on a batch with advantages; returns metrics, the same on every process."""
         self.steps += 1
-        lr = self.algo.learning_rate * _schedule(self.algo, self.steps, self.max_steps)
-        for group in self.optimizer.param_groups:
-            group["lr"] = lr
+        factor = _schedule(self.algo, self.steps, self.max_steps)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
         meter = _Meter(self.accelerator)
-        norms: list[float] = []
+        norms: list[list[float]] = []
         rows_seen = rows_run = 0
         self.policy.model.train()
         for _ in range(self.algo.num_iterations):
             for rows in mini_batches(batch, self.algo.num_mini_batches):
                 run = rows[self.algo.trains_on(batch)[rows]]
                 rows_seen, rows_run = rows_seen + len(rows), rows_run + len(run)
-                norm = self._step(batch, rows, run, meter)
-                if norm is not None:
-                    norms.append(norm)
+                found = self._step(batch, rows, run, meter)
+                if found is not None:
+                    norms.append(found)
         self.policy.model.eval()
         planned = self.algo.num_iterations * self.algo.num_mini_batches
         seen, done = self.sum(torch.tensor([rows_seen, rows_run])).tolist()
         metrics = meter.result() | {
-            "learning_rate": lr,
+            "learning_rate": self.algo.learning_rate * factor,
             "optimizer_steps": len(norms),
             "skipped_optimizer_steps": planned - len(norms),
             "frac_rows_skipped": 1 - done / seen if seen else 0.0,
         }
-        if norms:
-            metrics["grad_norm"] = sum(norms) / len(norms)
-        return metrics
+        for name, values in zip(("grad_norm", "value/grad_norm"), zip(*norms, strict=True), strict=False):
+            metrics[name] = sum(values) / len(values)
+        return metrics | self._move_reference(batch, metrics)
+
+    def _move_reference(self, batch: Batch, metrics: dict[str, float]) -> dict[str, float]:
+        """Metrics of the KL, after which its coefficients and the reference are what the next step shall find."""
+        found: dict[str, float] = {}
+        if batch.old_logp is not None and batch.ref_logp is not None and "kl" not in metrics:
+            difference = (batch.old_logp - batch.ref_logp)[live_tokens(batch)].double()
+            total, count = self.sum(torch.stack([difference.sum(), torch.ones_like(difference).sum()])).tolist()
+            found["kl"] = total / max(count, 1.0)
+        if self.algo.kl_target is not None:
+            found["kl_scale"] = self.kl_scale
+            kl = found.get("kl", metrics.get("kl"))
+            self.kl_scale = self.kl_scale if kl is None else adapted(self.kl_scale, kl, self.algo.kl_target)
+        every = self.algo.ref_model_sync_steps
+        if every is not None and self.steps % every == 0:
+            self.policy.refresh_reference()
+        return found
 
     def _cuts(self, batch: Batch, rows: torch.Tensor) -> list[torch.Tensor]:
         return micro_batches(batch, rows, self.micro_batch_tokens, shared_prompts=self.policy.shares_prompts)
 
-    def _step(self, batch: Batch, rows: torch.Tensor, run: torch.Tensor, meter: _Meter) -> float | None:
-        """One optimiser step; the gradient's norm before clipping, or None if no row anywhere has a say. (A step with
-        a zero gradient would still move the weights, by Adam's momentum.)"""
+    def _step(self, batch: Batch, rows: torch.Tensor, run: torch.Tensor, meter: _Meter) -> list[float] | None:
+        """One optimiser step; the norm of the gradient before clipping, and of the critic's, if there is one. None if
+        no row anywhere has a say. (A step with a zero gradient would still move the weights, by Adam's momentum.)"""
         live = live_tokens(batch)[rows]
         counts = self.sum(torch.tensor([len(run), int(batch.live[rows].sum()), int(live.sum())]))
         running, live_rows, live_count = counts.tolist()
         if running == 0:
             return None
-        needs = self.algo.term_needs
+        warming_up = self.steps <= self.algo.critic_warmup_steps
+        terms = [_scaled(t, self.kl_scale) for t in self.algo.active_terms if not warming_up or "value" in t.needs]
         for cut in self._cuts(batch, run):
             part = take_rows(batch, cut)
-            outputs = self.policy.forward(part, self.temperature, value="value" in needs)
+            if warming_up:
+                outputs = Outputs(logp=torch.zeros_like(part.sampler_logp), value=self.policy.values(part))
+            else:
+                outputs = self.policy.forward(part, self.temperature, value=self.algo.has_critic)
             weight = self.algo.aggregation(part, live_rows, live_count)
-            loss, metrics = objective(self.algo.active_terms, outputs, part, weight)
+            loss, metrics = objective(terms, outputs, part, weight)
             loss.backward()
             if outputs.entropy is not None:  # logged, with or without a bonus for it
                 metrics["entropy"] = outputs.entropy.detach()
             meter.add(live_tokens(part), metrics)
+        trained = [self.critic_masters] if warming_up else [self.actor_masters, self.critic_masters]
         if self.accelerator.num_processes > 1:
-            for master in self.masters:
+            for master in itertools.chain(*trained):
                 if master.grad is None:
                     master.grad = torch.zeros_like(master)
                 master.grad = self.sum(master.grad)
-        norm = torch.nn.utils.clip_grad_norm_(self.masters, self.algo.max_grad_norm)
+        clip = self.algo.max_grad_norm
+        norms = [float(torch.nn.utils.clip_grad_norm_(m, clip)) for m in (self.actor_masters, self.critic_masters) if m]
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.publish()
-        return float(norm)
+        return norms
 
     @torch.no_grad()
     def publish(self) -> None:
@@ -144,11 +174,14 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's trained weights, which are the checkpoint's own files."""
-        head = self.policy.value_head
+        critic, masters = self.policy.critic, iter(self.critic_masters)
+        refreshed = self.policy.reference if self.algo.ref_model_sync_steps is not None else None
         return {
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
-            "value_head": head.state_dict() if head is not None else None,
+            "kl_scale": self.kl_scale,
+            "critic": {name: next(masters) for name, _ in critic.named_parameters()} if critic is not None else None,
+            "reference": refreshed.state_dict() if refreshed is not None else None,
         }
 
     def load_state_dict(self, state: dict[str, Any], model_weights: dict[str, torch.Tensor]) -> None:
@@ -157,11 +190,16 @@ class Learner:
         with torch.no_grad():
             for name, master in zip(names, self.masters, strict=False):
                 master.copy_(model_weights[name])
-        if self.policy.value_head is not None:
-            self.policy.value_head.load_state_dict(state["value_head"])
+            if self.policy.critic is not None:
+                for (name, _), master in zip(self.policy.critic.named_parameters(), self.critic_masters, strict=True):
+                    master.copy_(state["critic"][name])
+        if state["reference"] is not None:
+            assert self.policy.reference is not None
+            self.policy.reference.load_state_dict(state["reference"])
         self.publish()
         self.optimizer.load_state_dict(state["optimizer"])
         self.steps = state["steps"]
+        self.kl_scale = state["kl_scale"]
 
 
 class _AddTo:
@@ -178,6 +216,17 @@ class _AddTo:
         else:
             self.master.grad += parameter.grad
         parameter.grad = None
+
+
+def _scaled(part: Any, scale: float) -> Any:
+    """A term or shaping with its coefficient scaled, if it is a KL."""
+    return replace(part, coefficient=part.coefficient * scale) if "ref_logp" in part.needs else part
+
+
+def adapted(scale: float, kl: float, target: float) -> float:
+    """The scale of the KL's coefficient after a step whose KL was ``kl``: up or down by at most 2 %, in proportion to
+    the relative error clipped at 20 % (Ziegler et al. 2019, section 2.2, with their K of 0.1)."""
+    return scale * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
 
 
 def _schedule(algo: Algo, step: int, max_steps: int) -> float:

@@ -16,7 +16,7 @@ the mini-batch, but names that end in ``/min`` or ``/max`` are its extremes over
 Where ``batch.old_logp`` is None, the policy that is updated is the one that ``old_logp`` would describe (one optimiser
 step a batch): ``logp.detach()`` stands in for it, and the ratio is 1. With several steps it must have been filled in.
 
-Left out: GSPO, CISPO and other surrogates are further terms of the same shape; explained variance is no per-token mean.
+Left out: explained variance, which is no per-token mean.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from rlreason.types import Batch, Outputs
 
 Metrics = dict[str, torch.Tensor]
 KLEstimator = Literal["k2", "k3", "k3_value_k2_grad"]
+Level = Literal["token", "sequence"]
 
 
 class Term(Protocol):
@@ -84,27 +85,57 @@ def objective(
     return loss, metrics
 
 
+class Mismatch(Protocol):
+    """Corrects for an engine that samples from slightly other probabilities than the trainer computes, by a weight on
+    each token that depends on pi_old / pi_sampler."""
+
+    def __call__(self, old_logp: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """The weight (R, S), without gradient and 1 off the live tokens; its mean and extremes as metrics."""
+        ...
+
+
 @dataclass(frozen=True)
 class TruncatedImportance:
-    """Corrects for an engine that samples from slightly other probabilities than the trainer computes.
+    """w = min(pi_old / pi_sampler, ``cap``) (truncated importance sampling: Yao et al. 2025, "Your efficient RL
+    framework secretly brings you off-policy RL training"); TRL's ``token_truncate``.
 
-    w_t = min(pi_old(t) / pi_sampler(t), ``cap``), without gradient (truncated importance sampling: Yao et al. 2025,
-    "Your efficient RL framework secretly brings you off-policy RL training").
+    ``level="sequence"`` takes the ratio of the whole row, the product over its live tokens, which is the unbiased one
+    and has the larger variance; TRL's ``sequence_truncate``.
     """
 
     cap: float = 2.0
+    level: Level = "token"
 
     def __post_init__(self) -> None:
+        _check_level(self.level)
         if self.cap <= 0:
             raise ValueError(f"cap is {self.cap}; it must be above 0 (2 is usual)")
 
     def __call__(self, old_logp: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Metrics]:
-        """The weight (R, S), 1 off the live tokens; its mean and extremes as metrics, after truncation as in TRL."""
-        live = live_tokens(batch)
-        weight = torch.where(live, old_logp - batch.sampler_logp, 0.0).exp().clamp(max=self.cap).detach()
-        shown = torch.where(live, weight, 0.0)
-        name = "sampling/importance_sampling_ratio"
-        return torch.where(live, weight, 1.0), {f"{name}/{part}": shown for part in ("mean", "min", "max")}
+        """See ``Mismatch``; the metrics are of the weight after truncation, as in TRL."""
+        return _reported(_mismatch_ratio(old_logp, batch, self.level).clamp(max=self.cap), batch)
+
+
+@dataclass(frozen=True)
+class MaskedImportance:
+    """w = pi_old / pi_sampler where it lies between ``low`` and ``cap``, else 0: what the two disagree on isn't learned
+    from (IcePop, Ling team 2025, "Every step evolves", arXiv:2510.18855, by token; Liu et al. 2025, "When speed kills
+    stability", by sequence). TRL's ``token_mask`` and ``sequence_mask``; ``level`` as in ``TruncatedImportance``.
+    """
+
+    cap: float = 2.0
+    low: float = 0.0
+    level: Level = "token"
+
+    def __post_init__(self) -> None:
+        _check_level(self.level)
+        if not 0 <= self.low < 1 < self.cap:
+            raise ValueError(f"low is {self.low} and cap {self.cap}; the first must lie below 1, the second above")
+
+    def __call__(self, old_logp: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """See ``Mismatch``."""
+        ratio = _mismatch_ratio(old_logp, batch, self.level)
+        return _reported(torch.where((ratio >= self.low) & (ratio <= self.cap), ratio, 0.0), batch)
 
 
 @dataclass(frozen=True)
@@ -113,7 +144,11 @@ class ClippedSurrogate:
 
     per_token = -min(ratio A, clip(ratio, 1 - epsilon, 1 + epsilon_high) A) w, where ratio = pi / pi_old and w is the
     ``mismatch`` weight, 1 if there is none. ``epsilon_high`` None means ``epsilon``; a larger one is DAPO's
-    clip-higher (Yu et al. 2025, section 3.1).
+    clip-higher (Yu et al. 2025, section 3.1). ``delta``, above 1 + epsilon_high, bounds the ratio where A < 0 too (dual
+    clip: Ye et al. 2020, arXiv:1912.09729, equation 5; INTELLECT-2).
+
+    ``importance_sampling_level="sequence"`` takes one ratio for a row, the geometric mean of its live tokens' (GSPO:
+    Zheng et al. 2025, arXiv:2507.18071, equation 7), so that a row is held as a whole; the gradient flows through it.
 
     Metrics: ``clip_ratio/low_mean`` is the share of tokens held by the lower bound (A < 0), ``clip_ratio/high_mean`` by
     the upper one (A > 0), ``clip_ratio/region_mean`` by either; these have no gradient.
@@ -122,43 +157,96 @@ class ClippedSurrogate:
 
     epsilon: float = 0.2
     epsilon_high: float | None = None
-    mismatch: TruncatedImportance | None = None
+    delta: float | None = None
+    importance_sampling_level: Level = "token"
+    mismatch: Mismatch | None = None
     coefficient: float = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset()
     zero_without_advantage: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
+        _check_level(self.importance_sampling_level)
         if not 0 < self.epsilon <= 1:
             raise ValueError(f"epsilon is {self.epsilon}; it must be above 0 and at most 1 (0.2 is usual)")
         if self.epsilon_high is not None and self.epsilon_high <= 0:
             raise ValueError(f"epsilon_high is {self.epsilon_high}; it must be above 0, or null for epsilon's value")
+        if self.delta is not None and self.delta <= self._high:
+            raise ValueError(f"delta is {self.delta}; it must be above 1 + epsilon_high = {self._high}, or null")
+
+    @property
+    def _high(self) -> float:
+        return 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
 
     def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Metrics]:
         """Needs ``batch.advantage``; raises ValueError without it."""
-        advantage = _present(batch.advantage, "ClippedSurrogate", "batch.advantage", "run an estimator on the batch")
-        live = live_tokens(batch)
-        old_logp = _old_logp(outputs, batch)
-        low, high = 1 - self.epsilon, 1 + (self.epsilon if self.epsilon_high is None else self.epsilon_high)
-
-        ratio = _ratio(outputs, batch)  # (R, S)
-        advantage = torch.where(live, advantage, 0.0)
-        per_token = -torch.minimum(ratio * advantage, ratio.clamp(low, high) * advantage)
+        advantage = _advantage(batch, "ClippedSurrogate")
+        low, high = 1 - self.epsilon, self._high
+        log_ratio = _log_ratio(outputs, batch)  # (R, S)
+        if self.importance_sampling_level == "sequence":
+            log_ratio = _over_rows(log_ratio, batch, mean=True)
+        ratio = log_ratio.exp()
+        bounded = ratio if self.delta is None else ratio.clamp(max=self.delta)
+        per_token = -torch.minimum(bounded * advantage, ratio.clamp(low, high) * advantage)
         held_low = (ratio < low) & (advantage < 0)
         held_high = (ratio > high) & (advantage > 0)
-        difference = torch.where(live, (old_logp - batch.sampler_logp).abs(), 0.0).detach()
         metrics = {
             "clip_ratio/low_mean": held_low.to(ratio.dtype),
             "clip_ratio/high_mean": held_high.to(ratio.dtype),
             "clip_ratio/region_mean": (held_low | held_high).to(ratio.dtype),
-            "sampling/sampling_logp_difference/mean": difference,
-            "sampling/sampling_logp_difference/max": difference,
         }
-        if self.mismatch is not None:
-            weight, mismatch_metrics = self.mismatch(old_logp, batch)
-            per_token = per_token * weight
-            metrics |= mismatch_metrics
-        return per_token, metrics
+        return _corrected(per_token, metrics, self.mismatch, outputs, batch)
+
+
+@dataclass(frozen=True)
+class ClippedImportance:
+    """CISPO (MiniMax 2025, "MiniMax-M1", arXiv:2506.13585, equations 4 and 5): the policy gradient under an importance
+    weight that is clipped, not dropped, so that every token keeps its gradient.
+
+    per_token = -min(ratio, ``max_ratio``) A log pi w, the weight without gradient; w as in ``ClippedSurrogate``. The
+    paper has no lower bound either; its upper one, not given there, is about 5 in what was published since (Khatri et
+    al. 2025, "ScaleRL"), and TRL's ``epsilon_high`` is this number.
+
+    Metrics: ``cispo_clip_ratio``, the share of tokens above the bound with A > 0; ``sampling/*`` as in
+    ``ClippedSurrogate``.
+    """
+
+    max_ratio: float = 5.0
+    mismatch: Mismatch | None = None
+    coefficient: float = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    zero_without_advantage: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.max_ratio < 1:
+            raise ValueError(f"max_ratio is {self.max_ratio}; it must be at least 1 (5 is usual)")
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Needs ``batch.advantage``; raises ValueError without it."""
+        advantage = _advantage(batch, "ClippedImportance")
+        ratio = _ratio(outputs, batch)
+        per_token = -ratio.clamp(max=self.max_ratio) * advantage * _live_logp(outputs, batch)
+        held = (ratio > self.max_ratio) & (advantage > 0)
+        return _corrected(per_token, {"cispo_clip_ratio": held.to(ratio.dtype)}, self.mismatch, outputs, batch)
+
+
+@dataclass(frozen=True)
+class PolicyGradient:
+    """per_token = -A log pi w: REINFORCE (Williams 1992), and with an advantage of 1 the loss of supervised
+    fine-tuning. w as in ``ClippedSurrogate``. From the second optimiser step of a batch on, nothing corrects for the
+    policy having moved. Metrics: ``sampling/*`` as in ``ClippedSurrogate``."""
+
+    mismatch: Mismatch | None = None
+    coefficient: float = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    zero_without_advantage: ClassVar[bool] = True
+
+    def __call__(self, outputs: Outputs, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+        """Needs ``batch.advantage``; raises ValueError without it."""
+        per_token = -_advantage(batch, "PolicyGradient") * _live_logp(outputs, batch)
+        return _corrected(per_token, {}, self.mismatch, outputs, batch)
 
 
 @dataclass(frozen=True)
@@ -206,7 +294,7 @@ class KL:
                 estimate = k3
             case "k3_value_k2_grad":
                 estimate = k2 - k2.detach() + k3.detach()
-        return estimate * _ratio(outputs, batch).detach(), {"kl": k3.detach()}
+        return estimate * _ratio(outputs, batch), {"kl": k3.detach()}
 
 
 @dataclass(frozen=True)
@@ -301,10 +389,63 @@ def _old_logp(outputs: Outputs, batch: Batch) -> torch.Tensor:
     return outputs.logp.detach() if batch.old_logp is None else batch.old_logp
 
 
+def _log_ratio(outputs: Outputs, batch: Batch) -> torch.Tensor:
+    """log pi - log pi_old (R, S), 0 off the live tokens: set before ``exp``, since an infinity behind it would turn the
+    zero gradient into NaN."""
+    return torch.where(live_tokens(batch), outputs.logp - _old_logp(outputs, batch), 0.0)
+
+
 def _ratio(outputs: Outputs, batch: Batch) -> torch.Tensor:
-    """pi / pi_old (R, S), 1 off the live tokens. The log-ratio is replaced there before ``exp``: an infinity behind
-    ``exp`` would turn the zero gradient into NaN."""
-    return torch.where(live_tokens(batch), outputs.logp - _old_logp(outputs, batch), 0.0).exp()
+    """pi / pi_old (R, S), 1 off the live tokens, without gradient."""
+    return _log_ratio(outputs, batch).exp().detach()
+
+
+def _live_logp(outputs: Outputs, batch: Batch) -> torch.Tensor:
+    return torch.where(live_tokens(batch), outputs.logp, 0.0)
+
+
+def _advantage(batch: Batch, term: str) -> torch.Tensor:
+    """(R, S), 0 off the live tokens."""
+    advantage = _present(batch.advantage, term, "batch.advantage", "run an estimator on the batch")
+    return torch.where(live_tokens(batch), advantage, 0.0)
+
+
+def _over_rows(per_token: torch.Tensor, batch: Batch, *, mean: bool = False) -> torch.Tensor:
+    """The sum or mean over a row's live tokens, on each of them; 0 elsewhere. (R, S) -> (R, S)."""
+    live = live_tokens(batch)
+    total = torch.where(live, per_token, 0.0).sum(1, keepdim=True)
+    return torch.where(live, total / live.sum(1, keepdim=True).clamp(min=1) if mean else total, 0.0)
+
+
+def _mismatch_ratio(old_logp: torch.Tensor, batch: Batch, level: Level) -> torch.Tensor:
+    """pi_old / pi_sampler (R, S), 1 off the live tokens, without gradient."""
+    difference = torch.where(live_tokens(batch), old_logp - batch.sampler_logp, 0.0).detach()
+    return (_over_rows(difference, batch) if level == "sequence" else difference).exp()
+
+
+def _reported(weight: torch.Tensor, batch: Batch) -> tuple[torch.Tensor, Metrics]:
+    live = live_tokens(batch)
+    shown = torch.where(live, weight, 0.0)
+    name = "sampling/importance_sampling_ratio"
+    return torch.where(live, weight, 1.0), {f"{name}/{part}": shown for part in ("mean", "min", "max")}
+
+
+def _corrected(
+    per_token: torch.Tensor, metrics: Metrics, mismatch: Mismatch | None, outputs: Outputs, batch: Batch
+) -> tuple[torch.Tensor, Metrics]:
+    """A policy term's per_token under the ``mismatch`` weight; metrics of sampler and trainer beside its own."""
+    old_logp = _old_logp(outputs, batch)
+    difference = torch.where(live_tokens(batch), (old_logp - batch.sampler_logp).abs(), 0.0).detach()
+    metrics |= {f"sampling/sampling_logp_difference/{part}": difference for part in ("mean", "max")}
+    if mismatch is not None:
+        weight, reported = mismatch(old_logp, batch)
+        per_token, metrics = per_token * weight, metrics | reported
+    return per_token, metrics
+
+
+def _check_level(level: str) -> None:
+    if level not in get_args(Level):
+        raise ValueError(f"the level is {level!r}; choose one of {get_args(Level)}")
 
 
 def _present(tensor: torch.Tensor | None, term: str, name: str, remedy: str) -> torch.Tensor:

@@ -1,7 +1,6 @@
 """The policy: model, tokenizer and critic, and the one function that turns tokens into log-probabilities.
 
 ``token_logprobs`` is the only place that shifts by one and the only place that applies the sampling temperature.
-Left out: a critic that is a model of its own (here it is a head on the policy's trunk).
 """
 
 from __future__ import annotations
@@ -40,11 +39,23 @@ class Prompt:
     opened: str
 
 
+class Critic(nn.Module):
+    """Estimates the value of a state: a linear ``head`` (float32, zero at the start) on the last hidden state of the
+    policy's trunk, or of a ``trunk`` of its own."""
+
+    def __init__(self, width: int, trunk: Any | None, device: torch.device) -> None:
+        super().__init__()
+        self.trunk = trunk
+        self.head = nn.Linear(width, 1, device=device)
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+
 class Policy:
     """A causal language model that acts.
 
     ``model`` computes in ``dtype``; with bfloat16 the float32 weights it came with are handed over once, to the
-    learner, by ``take_masters``. ``reference`` and ``value_head`` are None until asked for. With ``lora``, ``model``
+    learner, by ``take_masters``. ``reference`` and ``critic`` are None until asked for. With ``lora``, ``model``
     carries adapters, which alone are trained, and ``adapter`` is not None.
     """
 
@@ -57,7 +68,7 @@ class Policy:
         self.end_ids = end_ids(model, tokenizer)
         self.context = context_length(model)
         self.reference: Any | None = None
-        self.value_head: nn.Linear | None = None
+        self.critic: Critic | None = None
         self.adapter = Adapter(model, lora) if lora is not None else None
         trained = self.parameters()
         self._masters = [p.detach().float().clone() for p in trained] if dtype != torch.float32 else None
@@ -81,23 +92,38 @@ class Policy:
         if self.adapter is None:
             self.reference = copy.deepcopy(self.model).requires_grad_(False).eval()
 
-    def add_value_head(self) -> None:
-        """A critic: a linear head on the trunk's last hidden state, float32, zero at the start."""
-        self.value_head = nn.Linear(self.model.config.hidden_size, 1, device=self.device)
-        nn.init.zeros_(self.value_head.weight)
-        nn.init.zeros_(self.value_head.bias)
+    @torch.no_grad()
+    def refresh_reference(self) -> None:
+        """The reference becomes the model as it is now. Raises ValueError with LoRA, whose reference is the model with
+        its adapters off."""
+        if self.reference is None:
+            raise ValueError("with LoRA the reference is the model without its adapters and can't be refreshed")
+        for old, new in zip(self.reference.parameters(), self.model.parameters(), strict=True):
+            old.copy_(new)
+
+    def add_critic(self, *, own_model: bool = False) -> None:
+        """A critic, on the policy's trunk or on a copy of the model as it is now. Raises ValueError for a copy beside
+        LoRA, whose point is not to train that much."""
+        if own_model and self.adapter is not None:
+            raise ValueError(
+                "a critic of its own trains a whole model beside LoRA's adapters: use algo.critic_model=false"
+            )
+        trunk = copy.deepcopy(self.model).requires_grad_(True) if own_model else None
+        self.critic = Critic(self.model.config.get_text_config().hidden_size, trunk, self.device)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, the critic's last."""
-        head = list(self.value_head.parameters()) if self.value_head is not None else []
-        return [*(p for p in self.model.parameters() if p.requires_grad), *head]
+        return [*self.actor_parameters(), *(self.critic.parameters() if self.critic is not None else [])]
+
+    def actor_parameters(self) -> list[nn.Parameter]:
+        """The trained parameters of the model that acts."""
+        return [p for p in self.model.parameters() if p.requires_grad]
 
     def take_masters(self) -> list[torch.Tensor]:
         """Float32 master weights, one per entry of ``parameters()``: the parameter itself where it is float32."""
-        given, self._masters = self._masters, None
-        if given is None:
-            return [p if p.dtype == torch.float32 else p.detach().float() for p in self.parameters()]
-        return [*given, *self.parameters()[len(given) :]]
+        given, self._masters = self._masters or [], None
+        rest = self.parameters()[len(given) :]
+        return [*given, *(p if p.dtype == torch.float32 else p.detach().float() for p in rest)]
 
     def weights(self) -> Iterator[tuple[str, torch.Tensor]]:
         """What an engine needs of the policy: names as in the architecture's own ``named_parameters`` (tied weights
@@ -125,8 +151,21 @@ class Policy:
 
     def forward(self, batch: Batch, temperature: float, *, value: bool = False) -> Outputs:
         """One pass with gradients, if they are enabled; see ``token_logprobs``."""
-        head = self.value_head if value else None
-        return token_logprobs(self.model, batch, temperature, value_head=head, share_prompts=self.shares_prompts)
+        critic, shared = self.critic if value else None, self.shares_prompts
+        if critic is None or critic.trunk is None:
+            head = critic.head if critic is not None else None
+            return token_logprobs(self.model, batch, temperature, value_head=head, share_prompts=shared)
+        return replace(
+            token_logprobs(self.model, batch, temperature, share_prompts=shared),
+            value=token_values(critic.trunk, critic.head, batch, share_prompts=shared),
+        )
+
+    def values(self, batch: Batch) -> torch.Tensor:
+        """The critic's estimates alone, (R, S), without a gradient for the model that acts."""
+        assert self.critic is not None
+        if self.critic.trunk is not None:
+            return token_values(self.critic.trunk, self.critic.head, batch, share_prompts=self.shares_prompts)
+        return token_values(self.model, self.critic.head, batch, share_prompts=self.shares_prompts, frozen=True)
 
     @torch.no_grad()
     def annotate(self, batch: Batch, temperature: float, needs: frozenset[str], cuts: list[torch.Tensor]) -> Batch:
@@ -225,20 +264,10 @@ def token_logprobs(
     the critic's estimate of the state before that token. A prompt that several rows of a group share is run once, its
     keys and values expanded to the rows with the graph kept, so the gradient is exact.
     """
-    shared = _shared_prompts(batch) if share_prompts else None
-    pack_rows = share_prompts and packs(model)
     head = model.get_output_embeddings()
     # beyond this, logits are computed a second time rather than kept
     fused = int(batch.mask.sum()) * head.weight.shape[0] > KEPT_LOGITS and _is_bare_head(model)
-    with _head_tap(model, run_head=not fused) as tap:
-        if pack_rows:
-            rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
-            logits, hidden, source = _packed(model, batch, tap, *(shared or (rows, rows)))
-        elif shared is None:
-            logits, hidden = _plain(model, batch, tap)
-            source = torch.arange(len(hidden), device=hidden.device)
-        else:
-            logits, hidden, source = _prompts_once(model, batch, tap, *shared)
+    logits, hidden, source = _predictions(model, batch, share_prompts, run_head=not fused)
     targets = batch.tokens[batch.mask]
     if fused:
         logp, entropy = head_log_softmax_at(hidden, head.weight, source, targets, temperature)
@@ -247,8 +276,38 @@ def token_logprobs(
     return Outputs(
         logp=_scatter(logp, batch.mask),
         entropy=_scatter(entropy, batch.mask),
-        value=_scatter(value_head(hidden.float()).squeeze(-1)[source], batch.mask) if value_head is not None else None,
+        value=_values(value_head, hidden, source, batch) if value_head is not None else None,
     )
+
+
+def token_values(
+    model: Any, head: nn.Module, batch: Batch, *, share_prompts: bool = True, frozen: bool = False
+) -> torch.Tensor:
+    """``head`` on the last hidden states of ``model``: (R, S) float32, the value of the state before each masked token,
+    0 where the mask is False. ``frozen``: without a gradient for the model."""
+    with torch.set_grad_enabled(torch.is_grad_enabled() and not frozen):
+        _, hidden, source = _predictions(model, batch, share_prompts, run_head=False)
+    return _values(head, hidden, source, batch)
+
+
+def _predictions(
+    model: Any, batch: Batch, share_prompts: bool, *, run_head: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits (N, V), or (0, V) without ``run_head``, and last hidden states (N, H) of the positions that predict; and
+    for each masked token, row by row, which of the N predicts it."""
+    shared = _shared_prompts(batch) if share_prompts else None
+    with _head_tap(model, run_head) as tap:
+        if share_prompts and packs(model):
+            rows = torch.arange(len(batch.tokens), device=batch.tokens.device)
+            return _packed(model, batch, tap, *(shared or (rows, rows)))
+        if shared is None:
+            logits, hidden = _plain(model, batch, tap)
+            return logits, hidden, torch.arange(len(hidden), device=hidden.device)
+        return _prompts_once(model, batch, tap, *shared)
+
+
+def _values(head: nn.Module, hidden: torch.Tensor, source: torch.Tensor, batch: Batch) -> torch.Tensor:
+    return _scatter(head(hidden.float()).squeeze(-1)[source], batch.mask)
 
 
 def _scatter(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -292,10 +292,12 @@ def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sa
 def _policy(cfg: DictConfig, algo: Algo, accelerator: Accelerator) -> Policy:
     with naming("model"):
         policy: Policy = build(cfg, "model")(device=accelerator.device)
-    if "ref_logp" in algo.term_needs:
-        policy.add_reference()
-    if "value" in algo.term_needs:
-        policy.add_value_head()
+        if algo.needs_reference:
+            policy.add_reference()
+        if algo.ref_model_sync_steps is not None:
+            policy.refresh_reference()  # refused here, not after some hours
+        if algo.has_critic:
+            policy.add_critic(own_model=algo.critic_model)
     return policy
 
 

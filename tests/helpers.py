@@ -106,10 +106,18 @@ ALGO = Algo(
     adam_beta2=0.999,
     max_grad_norm=float("inf"),
     beta=0.0,
+    kl_coef=0.0,
+    kl_target=None,
+    ref_model_sync_steps=None,
+    overlong_coef=0.0,
     epsilon=0.2,
     epsilon_high=0.2,
+    critic_model=False,
+    critic_learning_rate=None,
+    critic_warmup_steps=0,
     estimator=GroupRelative(),
     terms={"policy": ClippedSurrogate()},
+    shaping={},
     aggregation=TokenMean(),
 )
 

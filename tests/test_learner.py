@@ -157,10 +157,10 @@ def test_micro_batches_do_not_change_the_gradient_of_all_terms(aggregation: Aggr
     def run(budget: int) -> list[list[torch.Tensor]]:
         policy = tiny()
         policy.add_reference()
-        policy.add_value_head()
-        assert policy.value_head is not None
+        policy.add_critic()
+        assert policy.critic is not None
         with torch.no_grad():
-            policy.value_head.weight.copy_(torch.linspace(-0.5, 0.5, 64)[None])
+            policy.critic.head.weight.copy_(torch.linspace(-0.5, 0.5, 64)[None])
         terms: Mapping[str, Term] = {
             "policy": ClippedSurrogate(epsilon=0.05, mismatch=TruncatedImportance()),
             "kl": KL(0.1, "k2"),
@@ -216,7 +216,7 @@ def test_skipped_rows_change_nothing(aggregation: Aggregation) -> None:
 
 def test_a_critic_learns_from_rows_without_advantage() -> None:
     policy = tiny()
-    policy.add_value_head()
+    policy.add_critic()
     terms: Mapping[str, Term] = {"policy": ClippedSurrogate(), "value": ValueLoss(0.1)}
     algo = replace(ALGO, terms=terms, estimator=GAE(whiten_advantages=False))
     learner = make_learner(policy, algo)
@@ -539,7 +539,7 @@ def test_learner_refuses_micro_batches_of_nothing() -> None:
 def test_training_goes_on_exactly_from_a_saved_state() -> None:
     def fresh() -> Learner:
         policy = tiny("bfloat16")
-        policy.add_value_head()
+        policy.add_critic()
         terms: Mapping[str, Term] = {"policy": ClippedSurrogate(), "value": ValueLoss(0.1)}
         algo = replace(
             ALGO, terms=terms, estimator=GAE(), lr_scheduler_type="linear", warmup_steps=2, learning_rate=1e-3

@@ -350,7 +350,7 @@ def test_training_goes_on_exactly_from_a_checkpoint(tmp_path: Path) -> None:
     def fresh() -> Learner:
         policy = adapted("bfloat16")
         policy.add_reference()
-        policy.add_value_head()
+        policy.add_critic()
         return make_learner(policy, algo, max_steps=6)
 
     def steps(learner: Learner, count: int) -> None:

@@ -105,14 +105,14 @@ def test_entropy_is_that_of_a_plain_forward(policy: Policy) -> None:
 @ROUTES
 def test_shared_prompts_change_neither_values_nor_gradients(route: str) -> None:
     policy = tiny_by(route)
-    policy.add_value_head()
-    assert policy.value_head is not None
-    nn.init.normal_(policy.value_head.weight, generator=None)
+    policy.add_critic()
+    assert policy.critic is not None
+    nn.init.normal_(policy.critic.head.weight, generator=None)
     shared, apart = make_batch(), own_group_each(make_batch())
     weight = torch.randn(shared.mask.shape, generator=torch.Generator().manual_seed(3)).to(device())
 
     def run(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        out = token_logprobs(policy.model, batch, 0.8, value_head=policy.value_head)
+        out = token_logprobs(policy.model, batch, 0.8, value_head=policy.critic.head)
         assert out.entropy is not None
         assert out.value is not None
         loss = (weight * (out.logp + 0.3 * out.entropy + 0.2 * out.value)).sum()
@@ -200,16 +200,16 @@ def test_end_token_is_trained_on_though_it_is_the_pad_token() -> None:
 @pytest.mark.parametrize("shared", [True, False])
 def test_value_belongs_to_the_state_before_its_token(shared: bool) -> None:
     policy = tiny()
-    policy.add_value_head()
-    assert policy.value_head is not None
+    policy.add_critic()
+    assert policy.critic is not None
     batch = make_batch() if shared else own_group_each(make_batch())
     assert policy.forward(batch, 1.0).value is None
     untrained = policy.forward(batch, 1.0, value=True).value
     assert untrained is not None
     assert (untrained == 0).all()
     with torch.no_grad():
-        policy.value_head.weight.copy_(torch.linspace(-1, 1, 64)[None])
-        policy.value_head.bias.fill_(0.25)
+        policy.critic.head.weight.copy_(torch.linspace(-1, 1, 64)[None])
+        policy.critic.head.bias.fill_(0.25)
         value = policy.forward(batch, 1.0, value=True).value
         assert value is not None
         reference = plain(policy.model)
@@ -250,10 +250,10 @@ def test_take_rows_cuts_to_the_longest_row_taken() -> None:
 def test_annotate_fills_in_what_is_needed_in_every_cut() -> None:
     policy = tiny()
     policy.add_reference()
-    policy.add_value_head()
-    assert policy.value_head is not None
+    policy.add_critic()
+    assert policy.critic is not None
     with torch.no_grad():
-        policy.value_head.weight.fill_(0.1)
+        policy.critic.head.weight.fill_(0.1)
         for parameter in policy.model.parameters():
             parameter.mul_(1.1)  # the policy moves, its reference stays
     batch = make_batch()
@@ -503,7 +503,7 @@ def test_bfloat16_policy_hands_its_float32_weights_over_once() -> None:
     exact = [p.detach() for p in tiny().model.parameters()]
     policy = tiny("bfloat16")
     assert {p.dtype for p in policy.model.parameters()} == {torch.bfloat16}
-    policy.add_value_head()
+    policy.add_critic()
     masters = policy.take_masters()
     assert len(masters) == len(policy.parameters()) == len(exact) + 2
     assert all(torch.equal(m, e) for m, e in zip(masters, exact, strict=False))

@@ -83,7 +83,7 @@ def update(overrides: tuple[str, ...], groups: tuple[int, ...]) -> Update:
             for parameter in policy.reference.parameters():
                 parameter.mul_(1.1)  # away from the policy, so that the KL term has a gradient
     if "value" in algo.term_needs:
-        policy.add_value_head()
+        policy.add_critic()
     learner = Learner(policy, algo, accelerator, max_steps=1, micro_batch_tokens=64, temperature=1.0)
     before = [master.detach().clone() for master in learner.masters]
     gradients: list[list[torch.Tensor]] = []

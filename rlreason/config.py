@@ -55,6 +55,7 @@ class TrainSchema:
     sampling: Any = MISSING
     logger: Any = MISSING
     console: Any = MISSING
+    reward: Any = None  # reward=random and other controls
     profile: Any = None  # +profile=torch
 
 

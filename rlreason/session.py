@@ -199,6 +199,9 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     console, logger = build(cfg, "console"), build(cfg, "logger")
     resumed = _check_resume(cfg, config)
     env: Env = build(cfg, "env")
+    if cfg.get("reward") is not None:
+        with naming("reward"):
+            env = build(cfg, "reward")(env)
     seed = int(cfg.seed)
     _seed_generators(seed)
     policy = _policy(cfg, algo, accelerator)

@@ -46,11 +46,13 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 # Where a group's entry needs more than its name: something the hub or the user would give.
 COMPLETED = {
     "experiment=gsm8k": ["env.source=synthetic"],
+    "experiment=gsm8k_qwen": ["env.source=synthetic"],
     "env=gsm8k": ["env.source=synthetic"],
+    "reward=format_only": ["env.format._target_=envs.formats.R1"],
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
-GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "model/lora")
+GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "reward", "model/lora")
 # engine=vllm is test_vllm's, where it is installed
 CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group) if (group, name) != ("engine", "vllm")]
 

@@ -11,33 +11,29 @@ solutions.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import re
-import threading
 import warnings
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from envs.base import SPLITS, GeneratedSplit, ListSplit, SingleTurnEnv, check_split, make_prompt, split_of
 from envs.formats import R1, Format, best_reward, checked_weights, grade_number
+from envs.rows import hub_tables, json_lines, malformed
 from envs.verify.numbers import canonical, parse_number
 from envs.word_problems import MAX_STEPS, WordProblem, word_problem
 from rlreason.types import Finish, Grade, Message, Problem, Split
 
 SOURCES = ("auto", "hub", "local", "synthetic")
 
-HUB_SECONDS = 5.0
-"""How long the hub may take to answer before it counts as unreachable, in seconds."""
-
 SYNTHETIC_TEST = 1000
 """Test problems of the generated stand-in, where so many different ones exist."""
 
 _ANNOTATION = re.compile(r"<<[^<>\n]*>>")
 _FILES = {"train": "train.jsonl", "test": "test.jsonl"}
+_EXAMPLE_ROW = '{"question": "...", "answer": "... #### 18"}'
 _WHAT_TO_DO = (
     "Either give a folder with train.jsonl and test.jsonl (env.source=local env.data_dir=<folder>; they are in "
     "https://github.com/openai/grade-school-math under grade_school_math/data), or use generated problems that are not "
@@ -192,12 +188,20 @@ class Gsm8k(SingleTurnEnv):
         for split, file in _FILES.items():
             content = (folder / file).read_bytes()
             hashes[file] = hashlib.sha256(content).hexdigest()
-            problems[split] = self._problems(split, _json_lines(folder / file, content))
+            problems[split] = self._problems(split, json_lines(folder / file, content, _EXAMPLE_ROW))
         details = {"source": "local", "data_dir": str(folder.resolve()), "sha256": hashes}
         return _Data("gsm8k", self._hold_out(problems["train"], problems["test"]), details)
 
     def _load_hub(self) -> _Data:
-        tables, revision = _hub_tables(self.dataset, self.config, self.revision)
+        tables, revision = hub_tables(
+            self.dataset,
+            self.config,
+            self.revision,
+            env="gsm8k",
+            splits=_FILES,
+            columns=("question", "answer"),
+            what_to_do=_WHAT_TO_DO,
+        )
         problems = {}
         for split in _FILES:
             rows = ((f"{self.dataset}, {split}, row {place}", row) for place, row in enumerate(tables[split]))
@@ -267,122 +271,20 @@ class Gsm8k(SingleTurnEnv):
         return self._problem(id, drawn.question, drawn.solution, str(drawn.answer), meta)
 
 
-def _json_lines(path: Path, content: bytes) -> Iterator[tuple[str, Any]]:
-    """Pairs of ``file:line`` and the parsed line; blank lines are skipped."""
-    # Not splitlines: U+2028 and the like may stand inside a JSON string.
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise _malformed(where, f"this is not JSON ({error})") from None
-
-
 def _parse_row(where: str, row: Any) -> tuple[str, str, str]:
     """Question, solution and the canonical final answer of a row; ValueError saying where if it is malformed."""
     if not isinstance(row, Mapping):
-        raise _malformed(where, "this is not a JSON object")
+        raise malformed(where, "this is not a JSON object", _EXAMPLE_ROW)
     for key in ("question", "answer"):
         if not isinstance(row.get(key), str) or not row[key].strip():
-            raise _malformed(where, f"{key!r} is missing, empty or not a string")
+            raise malformed(where, f"{key!r} is missing, empty or not a string", _EXAMPLE_ROW)
     solution, mark, gold = row["answer"].rpartition("####")
     if not mark:
-        raise _malformed(where, "'answer' has no '####' with the final number after it")
+        raise malformed(where, "'answer' has no '####' with the final number after it", _EXAMPLE_ROW)
     value = parse_number(gold)
     if value is None:
-        raise _malformed(where, f"the final answer {gold.strip()!r} after '####' is not a number")
+        raise malformed(where, f"the final answer {gold.strip()!r} after '####' is not a number", _EXAMPLE_ROW)
     return row["question"].strip(), _ANNOTATION.sub("", solution).strip(), canonical(value)
-
-
-def _malformed(where: str, what: str) -> ValueError:
-    return ValueError(
-        f'{where}: {what}. Each row must be like {{"question": "...", "answer": "... #### 18"}}; '
-        "correct or remove this row, or download the file again"
-    )
-
-
-def _hub_tables(dataset: str, config: str, revision: str | None) -> tuple[Mapping[str, Any], str]:
-    """The ``train`` and ``test`` tables and the commit that they are of; from the cache if the hub does not answer.
-
-    Raises ConnectionError if neither is to be had, ValueError if the hub has no such data.
-    """
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    problem: Exception | None = None
-    commit = revision
-    if not offline:
-        try:
-            commit = _hub_commit(dataset, revision)
-        except ConnectionError as error:
-            problem, offline = error, True
-
-    import datasets
-
-    try:
-        with _datasets_offline(offline):
-            tables = datasets.load_dataset(dataset, config, revision=commit)
-    except ValueError as error:  # no such config
-        raise ValueError(f"gsm8k: can't load {dataset!r} (config {config!r}) from the hub: {error}") from error
-    except Exception as error:
-        raise _unreachable(dataset) from (problem or error)
-    if not all(split in tables and {"question", "answer"} <= set(tables[split].column_names) for split in _FILES):
-        raise ValueError(f"gsm8k: {dataset!r} (config {config!r}) lacks train and test with question and answer")
-    # The cache keeps each commit in a folder of its own; asked for another commit, offline it hands out the latest.
-    loaded = Path(tables["train"].cache_files[0]["filename"]).parent.name
-    if revision is not None and loaded != commit:
-        raise _unreachable(dataset) from RuntimeError(f"the cache holds commit {loaded}, not revision {revision}")
-    return tables, loaded
-
-
-def _hub_commit(dataset: str, revision: str | None) -> str | None:
-    """The commit that ``revision`` names, asked of the hub once.
-
-    ``load_dataset`` itself retries an unreachable hub for 23 seconds and more. The request runs in a thread because its
-    time limit does not cover name resolution, which can hang for half a minute on a machine without a network.
-    """
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
-
-    answer: list[str | None] = []
-    errors: list[Exception] = []
-
-    def ask() -> None:
-        try:
-            api = HfApi(endpoint=constants.ENDPOINT)
-            answer.append(api.dataset_info(dataset, revision=revision, timeout=HUB_SECONDS).sha)
-        except Exception as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=ask, daemon=True)
-    thread.start()
-    thread.join(HUB_SECONDS)
-    if answer:
-        return answer[0]
-    cause = errors[0] if errors else TimeoutError(f"the hub did not answer within {HUB_SECONDS} s")
-    if isinstance(cause, RepositoryNotFoundError | RevisionNotFoundError):
-        raise ValueError(f"gsm8k: the hub has no data set {dataset!r} at revision {revision!r}: {cause}") from cause
-    raise ConnectionError(f"{constants.ENDPOINT}: {type(cause).__name__}: {cause}") from cause
-
-
-@contextmanager
-def _datasets_offline(offline: bool) -> Iterator[None]:
-    """Let ``datasets`` go straight to its cache; it reads this setting from the environment only once."""
-    from datasets import config
-
-    before = config.HF_HUB_OFFLINE
-    config.HF_HUB_OFFLINE = before or offline
-    try:
-        yield
-    finally:
-        config.HF_HUB_OFFLINE = before
-
-
-def _unreachable(dataset: str) -> ConnectionError:
-    return ConnectionError(
-        f"gsm8k: {dataset!r} can't be had from the Hugging Face hub, and no usable copy is in its cache. {_WHAT_TO_DO}"
-    )
 
 
 def _box(reason: str) -> str:

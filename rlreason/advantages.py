@@ -112,9 +112,9 @@ class MaxRL:
     likelihood reinforcement learning", arXiv:2602.02710).
 
     For rewards of 0 and 1, n samples a group and a loss that adds a completion's tokens up (``ConstantLength``), the
-    gradient is, in expectation, that of the sum over k up to n of pass@k / k, which is log p(correct) but for its
-    terms beyond n: hard problems weigh more, by 1 / p. A group without any reward gives 0. Otherwise as
-    ``GroupRelative``.
+    gradient is, in expectation, that of the sum of pass@k / k over k from 1 to n - 1, which is log p(correct) but for
+    the terms from n on: hard problems weigh more, by up to 1 / p. (The paper's estimator reaches k = n by pushing down
+    groups without any reward; here they give 0, as for the others.) Otherwise as ``GroupRelative``.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()

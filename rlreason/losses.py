@@ -151,7 +151,8 @@ class ClippedSurrogate:
     Zheng et al. 2025, arXiv:2507.18071, equation 7), so that a row is held as a whole; the gradient flows through it.
 
     Metrics: ``clip_ratio/low_mean`` is the share of tokens held by the lower bound (A < 0), ``clip_ratio/high_mean`` by
-    the upper one (A > 0), ``clip_ratio/region_mean`` by either; these have no gradient.
+    the upper one (A > 0), ``clip_ratio/region_mean`` by either; these have no gradient, and are over tokens at sequence
+    level too, where TRL's are over rows.
     ``sampling/sampling_logp_difference`` is abs(old_logp - sampler_logp) in nats, with or without ``mismatch``.
     """
 

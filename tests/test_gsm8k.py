@@ -27,6 +27,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 import envs.gsm8k
+import envs.rows
 from envs.base import SPLITS
 from envs.formats import R1, Format, Hash, Plain
 from envs.gsm8k import Gsm8k, SyntheticDataWarning
@@ -343,7 +344,7 @@ def test_unreachable_hub_says_what_to_do_at_once(cache: Path) -> None:
 
 
 def test_silent_hub_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.gsm8k, "HUB_SECONDS", 0.3)
+    monkeypatch.setattr(envs.rows, "HUB_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as server:
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{server.getsockname()[1]}")
         start = time.perf_counter()
@@ -353,7 +354,7 @@ def test_silent_hub_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def test_hanging_name_resolution_is_given_up(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(envs.gsm8k, "HUB_SECONDS", 0.3)
+    monkeypatch.setattr(envs.rows, "HUB_SECONDS", 0.3)
     released = threading.Event()
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *args, **kwargs: released.wait(30))
     start = time.perf_counter()
@@ -413,7 +414,7 @@ def test_cached_data_of_another_revision_are_refused(cache: Path, folder: Path) 
 
 def test_offline_without_cache(cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(envs.gsm8k, "_hub_commit", lambda *args: pytest.fail("the hub was asked"))
+    monkeypatch.setattr(envs.rows, "_hub_commit", lambda *args: pytest.fail("the hub was asked"))
     with pytest.raises(ConnectionError, match="can't be had"):
         Gsm8k(source="hub")
 

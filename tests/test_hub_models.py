@@ -4,6 +4,7 @@ would want before renting a GPU."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -128,7 +129,14 @@ def test_engine_trainer_and_plain_forward_agree(folder: Path) -> None:
             torch.testing.assert_close(torch.tensor(completion.logprobs), expected.cpu(), atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("experiment", ["gsm8k_qwen"])
+def write_math_rows(folder: Path) -> None:
+    """A data set for ``env=math``."""
+    for file in ("train.jsonl", "test.jsonl"):
+        rows = [{"problem": f"What is ${i}^2$?", "answer": str(i * i)} for i in range(8)]
+        (folder / file).write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+@pytest.mark.parametrize("experiment", ["gsm8k_qwen", "math_qwen"])
 def test_gpu_experiments_run_on_a_small_model_of_the_architecture(
     experiment: str, folder: Path, tmp_path: Path
 ) -> None:
@@ -142,10 +150,14 @@ def test_gpu_experiments_run_on_a_small_model_of_the_architecture(
         "sampling.max_completion_length=12",
         "engine.max_tokens_in_flight=8192",
         "learner.micro_batch_tokens=4096",
-        "env.source=synthetic",
         "logger.mode=disabled",
         f"model.path={folder}",
     ]
+    if experiment == "gsm8k_qwen":
+        small.append("env.source=synthetic")
+    else:
+        write_math_rows(tmp_path)
+        small += ["env.source=local", f"env.data_dir={tmp_path}", "env.num_validation=2"]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[f"+experiment={experiment}", *small])
     assert build(cfg, "algo").num_prompts == 2

@@ -9,13 +9,18 @@ from typing import Any
 import pytest
 import torch
 
+from rlreason.advantages import Rewarded
 from rlreason.losses import (
     KL,
     Aggregation,
+    ClippedImportance,
     ClippedSurrogate,
     ConstantLength,
     EntropyBonus,
+    MaskedImportance,
     Metrics,
+    Mismatch,
+    PolicyGradient,
     SequenceMean,
     Term,
     TokenMean,
@@ -69,7 +74,7 @@ RATIOS = [0.5, 1.1, 1.5, 0.5, 0.9, 1.5]
 ADVANTAGE = [[2.0, 2.0, 2.0, -2.0, -2.0, -2.0]]
 
 
-def surrogate(term: ClippedSurrogate) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
+def on_ratios(term: Term) -> tuple[torch.Tensor, torch.Tensor, Metrics]:
     """per_token, its gradient by logp, and metrics for RATIOS and ADVANTAGE."""
     logp = leaf(logs([0.2 * r for r in RATIOS]))
     batch = make_batch([[1] * 6], old_logp=logs([0.2] * 6), advantage=ADVANTAGE)
@@ -82,7 +87,7 @@ def test_surrogate_by_hand() -> None:
     # Bounds 0.8 and 1.2. -min(ratio A, clipped A):
     #   A = 2:  0.5 -> -min(1, 1.6) = -1;     1.1 -> -2.2;                  1.5 -> -min(3, 2.4) = -2.4  held
     #   A = -2: 0.5 -> -min(-1, -1.6) = 1.6 held;  0.9 -> 1.8;              1.5 -> -min(-3, -2.4) = 3
-    per_token, gradient, metrics = surrogate(ClippedSurrogate())
+    per_token, gradient, metrics = on_ratios(ClippedSurrogate())
     close(per_token, [[-1, -2.2, -2.4, 1.6, 1.8, 3]])
     # d ratio / d logp = ratio, so the gradient is -ratio A where nothing is held, and 0 where a bound holds.
     close(gradient, [[-1, -2.2, 0, 0, 1.8, 3]])
@@ -93,25 +98,89 @@ def test_surrogate_by_hand() -> None:
 
 def test_surrogate_with_a_higher_upper_bound() -> None:
     # Bounds 0.95 and 1.6: 1.5 is free now; 0.9 with A < 0 is held at 0.95 x 2 = 1.9, 0.5 too.
-    per_token, gradient, metrics = surrogate(ClippedSurrogate(epsilon=0.05, epsilon_high=0.6))
+    per_token, gradient, metrics = on_ratios(ClippedSurrogate(epsilon=0.05, epsilon_high=0.6))
     close(per_token, [[-1, -2.2, -3, 1.9, 1.9, 3]])
     close(gradient, [[-1, -2.2, -3, 0, 0, 3]])
     close(metrics["clip_ratio/high_mean"], [[0] * 6], 0)
     close(metrics["clip_ratio/low_mean"], [[0, 0, 0, 1, 1, 0]], 0)
 
 
+def test_dual_clip_by_hand() -> None:
+    # delta 1.4, A < 0: 1.5 is bounded, -min(1.4 x -2, 1.2 x -2) = 2.8, and held; 0.5 and 0.9 are as without delta.
+    # A > 0 is not touched: the upper bound is the tighter one.
+    per_token, gradient, metrics = on_ratios(ClippedSurrogate(delta=1.4))
+    close(per_token, [[-1, -2.2, -2.4, 1.6, 1.8, 2.8]])
+    close(gradient, [[-1, -2.2, 0, 0, 1.8, 0]])
+    close(metrics["clip_ratio/high_mean"], [[0, 0, 1, 0, 0, 0]], 0)
+    close(metrics["clip_ratio/low_mean"], [[0, 0, 0, 1, 0, 0]], 0)
+    # A ratio below delta is free: at delta 1.6 all is as without.
+    for with_delta, without in zip(
+        on_ratios(ClippedSurrogate(delta=1.6))[:2], on_ratios(ClippedSurrogate())[:2], strict=True
+    ):
+        close(with_delta, without.detach(), 0)
+
+
+# Of each row the first three tokens are the policy's, but for the second, which is the environment's (and would change
+# every mean); the third row has one token, the last row is not live. Ratios of tokens 1 and 3, and A:
+#   row 0: 1.21, 1: geometric mean 1.1, free; A = 2
+#   row 1: 4, 1: geometric mean 2, held at 1.2 from above; A = 1
+#   row 2: 0.5 alone, held at 0.8 from below; A = -1
+#   row 3: 4, 0.25: geometric mean 1, free, though each token by itself is not; A = -3
+#   row 4: 9, 1: geometric mean 3; A = -2
+#   row 5: not live
+SEQUENCE_MASK = [[1, 0, 1], [1, 0, 1], [1, 0, 0], [1, 0, 1], [1, 0, 1], [1, 1, 1]]
+SEQUENCE_RATIOS = [[1.21, 50, 1], [4, 50, 1], [0.5, 50, 50], [4, 50, 0.25], [9, 50, 1], [7, 7, 7]]
+
+
+def sequence_batch() -> tuple[torch.Tensor, Batch]:
+    """logp, a leaf, and the batch."""
+    ratios = torch.tensor(SEQUENCE_RATIOS, dtype=D)
+    logp = leaf((0.01 * ratios).log())
+    advantage = torch.tensor([2.0, 1.0, -1.0, -3.0, -2.0, 5.0], dtype=D)[:, None].expand(6, 3)
+    old_logp = torch.full_like(ratios, math.log(0.01))
+    return logp, make_batch(SEQUENCE_MASK, live=[1, 1, 1, 1, 1, 0], old_logp=old_logp, advantage=advantage)
+
+
+def test_sequence_ratio_by_hand() -> None:
+    logp, batch = sequence_batch()
+    per_token, metrics = ClippedSurrogate(importance_sampling_level="sequence")(Outputs(logp), batch)
+    close(
+        per_token,
+        [[-2.2, 0, -2.2], [-1.2, 0, -1.2], [0.8, 0, 0], [3, 0, 3], [6, 0, 6], [0, 0, 0]],
+    )
+    close(metrics["clip_ratio/high_mean"], [[0, 0, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], 0)
+    close(metrics["clip_ratio/low_mean"], [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], 0)
+    # s = exp(mean log ratio) over n tokens: ds / dlogp = s / n for each of the row's tokens, whichever token's entry
+    # is asked: -1.1 x 2 / 2 = -1.1 for the first row and 1 x 3 / 2 = 1.5 for the fourth; 0 where the row is held.
+    (gradient,) = torch.autograd.grad(per_token[:, 0].sum(), logp, retain_graph=True)
+    close(gradient, [[-1.1, 0, -1.1], [0, 0, 0], [0, 0, 0], [1.5, 0, 1.5], [3, 0, 3], [0, 0, 0]])
+    # and over all entries, n times that: -s A
+    (gradient,) = torch.autograd.grad(per_token.sum(), logp)
+    close(gradient, [[-2.2, 0, -2.2], [0, 0, 0], [0, 0, 0], [3, 0, 3], [6, 0, 6], [0, 0, 0]])
+
+
+def test_dual_clip_of_a_sequence_ratio() -> None:
+    # The row's ratio 3 with A = -2 is bounded by delta: 2.5 x 2 = 5, held. The others are not.
+    logp, batch = sequence_batch()
+    per_token, _ = ClippedSurrogate(importance_sampling_level="sequence", delta=2.5)(Outputs(logp), batch)
+    close(per_token[:, 0], [-2.2, -1.2, 0.8, 3, 5, 0])
+    (gradient,) = torch.autograd.grad(per_token.sum(), logp)
+    close(gradient[:, 0], [-2.2, 0, 0, 3, 0, 0])
+
+
 @pytest.mark.parametrize("explicit", [True, False])
-def test_surrogate_on_policy_gradient_is_minus_advantage(explicit: bool) -> None:
+@pytest.mark.parametrize("level", ["token", "sequence"])
+def test_surrogate_on_policy_gradient_is_minus_advantage(explicit: bool, level: Any) -> None:
     # -A ∇logp; where the minimum's two sides tie, the gradient must not be halved or doubled.
-    logp = leaf([[-1.0, -0.3, -2.0]])
-    batch = make_batch([[1, 1, 1]], advantage=[[1.5, -0.7, 0.0]])
+    logp = leaf([[-1.0], [-0.3], [-2.0]])
+    batch = make_batch([[1]] * 3, advantage=[[1.5], [-0.7], [0.0]])
     if explicit:
         batch = replace(batch, old_logp=logp.detach().clone())
-    per_token, _ = ClippedSurrogate()(Outputs(logp), batch)
-    close(per_token, [[-1.5, 0.7, 0]])
+    per_token, _ = ClippedSurrogate(importance_sampling_level=level)(Outputs(logp), batch)
+    close(per_token, [[-1.5], [0.7], [0]])
     per_token.sum().backward()
     assert logp.grad is not None
-    close(logp.grad, [[-1.5, 0.7, 0]])
+    close(logp.grad, [[-1.5], [0.7], [0]])
 
 
 def test_truncated_importance_by_hand() -> None:
@@ -163,9 +232,136 @@ def test_without_mismatch_the_difference_is_still_reported() -> None:
     assert not any("importance" in name for name in metrics)
 
 
-def test_surrogate_needs_an_advantage() -> None:
-    with pytest.raises(ValueError, match=r"ClippedSurrogate needs batch\.advantage"):
-        ClippedSurrogate()(Outputs(leaf([[0.0]])), make_batch([[1]]))
+@pytest.mark.parametrize("term", [ClippedSurrogate(), ClippedImportance(), PolicyGradient()], ids=str)
+def test_policy_terms_need_an_advantage(term: Term) -> None:
+    with pytest.raises(ValueError, match=rf"{type(term).__name__} needs batch\.advantage"):
+        term(Outputs(leaf([[0.0]])), make_batch([[1]]))
+
+
+# --- ClippedImportance and PolicyGradient
+
+LOGP = [math.log(0.2 * r) for r in RATIOS]
+
+
+def test_clipped_importance_by_hand() -> None:
+    # -min(ratio, 1.2) A log pi, with log pi = log(0.2 ratio), and no lower bound. The weight has no gradient, so that
+    # of the whole is -min(ratio, 1.2) A, and the clipped tokens keep theirs: -1.2 x 2 and 1.2 x 2, where the clipped
+    # surrogate has 0 and 3.
+    per_token, gradient, metrics = on_ratios(ClippedImportance(max_ratio=1.2))
+    weighed = [-1, -2.2, -2.4, 1, 1.8, 2.4]
+    close(per_token, [[w * logp for w, logp in zip(weighed, LOGP, strict=True)]])
+    close(gradient, [weighed])
+    # held and A > 0; the last one is held too, but A < 0
+    close(metrics["cispo_clip_ratio"], [[0, 0, 1, 0, 0, 0]], 0)
+    assert not metrics["cispo_clip_ratio"].requires_grad
+    # The default bound lies beyond all of these ratios.
+    close(on_ratios(ClippedImportance())[1], [[-1, -2.2, -3, 1, 1.8, 3]])
+
+
+def test_policy_gradient_by_hand() -> None:
+    # -A log pi, whatever the policy has done since: the ratios are 0.5 to 1.5.
+    per_token, gradient, metrics = on_ratios(PolicyGradient())
+    close(per_token, [[-a * logp for a, logp in zip(ADVANTAGE[0], LOGP, strict=True)]])
+    close(gradient, [[-2, -2, -2, 2, 2, 2]])
+    assert set(metrics) == {f"sampling/sampling_logp_difference/{part}" for part in ("mean", "max")}
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+@pytest.mark.parametrize("term", [ClippedImportance(), PolicyGradient()], ids=str)
+def test_on_policy_gradient_of_the_others_is_minus_advantage_too(term: Term, explicit: bool) -> None:
+    logp = leaf([[-1.0, -0.3, -2.0]])
+    batch = make_batch([[1, 1, 1]], advantage=[[1.5, -0.7, 0.0]])
+    if explicit:
+        batch = replace(batch, old_logp=logp.detach().clone())
+    per_token, _ = term(Outputs(logp), batch)
+    close(per_token, [[1.5, -0.21, 0]])
+    per_token.sum().backward()
+    assert logp.grad is not None
+    close(logp.grad, [[-1.5, 0.7, 0]])
+
+
+def test_rewarded_with_the_policy_gradient_is_fine_tuning_on_the_rewarded() -> None:
+    # Cross-entropy over the three tokens of the two rewarded rows: (1 + 0.5 + 2) / 3. The counts are those after the
+    # estimator, which takes the others out.
+    logp = leaf([[-1.0, -0.5], [-3.0, -4.0], [-2.0, 9.0]])
+    batch = Rewarded()(replace(make_batch([[1, 1], [1, 1], [1, 0]]), reward=torch.tensor([1.0, 0.0, 1.0])))
+    weight = TokenMean()(batch, batch.live.sum(), live_tokens(batch).sum())
+    loss, _ = objective([PolicyGradient()], Outputs(logp), batch, weight)
+    assert loss.item() == pytest.approx(3.5 / 3, abs=1e-6)
+    loss.backward()
+    assert logp.grad is not None
+    close(logp.grad, [[-1 / 3, -1 / 3], [0, 0], [-1 / 3, 0]])
+
+
+# --- weights against the sampler
+
+# pi_old / pi_sampler. The second token of the first row is the environment's, the third row is not live.
+MISMATCH_MASK = [[1, 0, 1], [1, 1, 1], [1, 1, 1]]
+MISMATCH_RATIOS = [[0.5, 100, 1.6], [1.5, 1.5, 1.2], [0.1, 0.1, 0.1]]
+
+
+def mismatch_weight(mismatch: Mismatch) -> tuple[torch.Tensor, Metrics]:
+    ratios = torch.tensor(MISMATCH_RATIOS, dtype=D)
+    batch = make_batch(MISMATCH_MASK, live=[1, 1, 0], sampler_logp=torch.full_like(ratios, -3.0))
+    return mismatch(leaf(ratios.log() - 3), batch)
+
+
+@pytest.mark.parametrize(
+    ("mismatch", "first", "second"),
+    [
+        # The products over the live tokens: 0.5 x 1.6 = 0.8 and 1.5 x 1.5 x 1.2 = 2.7.
+        (TruncatedImportance(level="sequence"), [0.8, 1, 0.8], [2, 2, 2]),
+        (TruncatedImportance(cap=3, level="sequence"), [0.8, 1, 0.8], [2.7, 2.7, 2.7]),
+        (TruncatedImportance(cap=1.4), [0.5, 1, 1.4], [1.4, 1.4, 1.2]),
+        (TruncatedImportance(cap=0.6), [0.5, 1, 0.6], [0.6, 0.6, 0.6]),
+        (MaskedImportance(), [0.5, 1, 1.6], [1.5, 1.5, 1.2]),
+        (MaskedImportance(cap=1.4), [0.5, 1, 0], [0, 0, 1.2]),
+        (MaskedImportance(cap=1.55, low=0.6), [0, 1, 0], [1.5, 1.5, 1.2]),
+        (MaskedImportance(level="sequence"), [0.8, 1, 0.8], [0, 0, 0]),
+        (MaskedImportance(cap=3, low=0.9, level="sequence"), [0, 1, 0], [2.7, 2.7, 2.7]),
+        (MaskedImportance(cap=math.inf, low=0.7, level="sequence"), [0.8, 1, 0.8], [2.7, 2.7, 2.7]),
+    ],
+    ids=str,
+)
+def test_mismatch_weights_by_hand(mismatch: Mismatch, first: list[float], second: list[float]) -> None:
+    weight, metrics = mismatch_weight(mismatch)
+    close(weight, [first, second, [1, 1, 1]])
+    shown = [[first[0], 0, first[2]], second, [0, 0, 0]]
+    assert set(metrics) == {f"sampling/importance_sampling_ratio/{part}" for part in ("mean", "min", "max")}
+    for metric in metrics.values():
+        close(metric, shown)
+    assert not any(x.requires_grad for x in (weight, *metrics.values()))
+
+
+@pytest.mark.parametrize(
+    ("term", "plain"),
+    [
+        (ClippedImportance(1.2, TruncatedImportance(1.4)), ClippedImportance(1.2)),
+        (PolicyGradient(TruncatedImportance(1.4)), PolicyGradient()),
+        (ClippedSurrogate(mismatch=TruncatedImportance(1.4)), ClippedSurrogate()),
+        (
+            ClippedSurrogate(importance_sampling_level="sequence", mismatch=TruncatedImportance(1.4)),
+            ClippedSurrogate(importance_sampling_level="sequence"),
+        ),
+    ],
+    ids=["cispo", "policy gradient", "clipped", "gspo"],
+)
+def test_the_mismatch_weight_multiplies_value_and_gradient(term: Term, plain: Term) -> None:
+    # The weight is of old and sampler, 0.5 and 1.6 truncated at 1.4, whatever the current policy is.
+    old_logp = torch.tensor([[-1.0, -2.0]], dtype=D)
+    sampler_logp = old_logp - torch.tensor(logs([0.5, 1.6]), dtype=D)
+    batch = make_batch([[1, 1]], old_logp=old_logp, sampler_logp=sampler_logp, advantage=[[1.5, 1.5]])
+    logp = leaf(old_logp + torch.tensor(logs([1.1, 0.9]), dtype=D))
+    per_token, metrics = term(Outputs(logp), batch)
+    unweighed, fewer = plain(Outputs(logp), batch)
+    close(per_token, unweighed.detach() * torch.tensor([[0.5, 1.4]], dtype=D), 1e-12)
+    for t, weight in enumerate([0.5, 1.4]):
+        (gradient,) = torch.autograd.grad(per_token[0, t], logp, retain_graph=True)
+        (without,) = torch.autograd.grad(unweighed[0, t], logp, retain_graph=True)
+        close(gradient, weight * without, 1e-12)
+        assert without[0, t] != 0
+    assert metrics.keys() - fewer.keys() == {f"sampling/importance_sampling_ratio/{p}" for p in ("mean", "min", "max")}
+    close(fewer["sampling/sampling_logp_difference/max"], [[math.log(2), math.log(1.6)]])
 
 
 # --- KL
@@ -339,8 +535,15 @@ def test_value_loss_says_what_is_missing() -> None:
 
 # --- what doesn't count
 
-ALL_TERMS: list[Term] = [
+# A single token's weight is neither 0 nor 1 in the tests below: e^0.1, e^-1 or e^-1.3.
+POLICY_TERMS: list[Term] = [
     ClippedSurrogate(mismatch=TruncatedImportance()),
+    ClippedSurrogate(delta=3.0, importance_sampling_level="sequence", mismatch=TruncatedImportance(level="sequence")),
+    ClippedImportance(mismatch=MaskedImportance(low=0.1)),
+    PolicyGradient(mismatch=MaskedImportance(low=0.1, level="sequence")),
+]
+ALL_TERMS: list[Term] = [
+    *POLICY_TERMS,
     KL(0.1, "k2"),
     KL(0.1, "k3"),
     KL(0.1, "k3_value_k2_grad"),
@@ -452,7 +655,8 @@ def part_of(outputs: Outputs, batch: Batch, rows: slice) -> tuple[Outputs, Batch
 
 @pytest.mark.parametrize("aggregation", [TokenMean(), SequenceMean(), ConstantLength(20)], ids=str)
 @pytest.mark.parametrize("cuts", [[0, 1, 5, 7], [0, 3, 3, 7], [0, 1, 2, 3, 4, 5, 6, 7], [0, 6, 7]], ids=str)
-def test_micro_batches_add_up_to_the_mini_batch(aggregation: Aggregation, cuts: list[int]) -> None:
+@pytest.mark.parametrize("policy", POLICY_TERMS, ids=str)
+def test_micro_batches_add_up_to_the_mini_batch(aggregation: Aggregation, cuts: list[int], policy: Term) -> None:
     generator = torch.Generator().manual_seed(0)
 
     def noise() -> torch.Tensor:
@@ -472,7 +676,7 @@ def test_micro_batches_add_up_to_the_mini_batch(aggregation: Aggregation, cuts: 
         returns=noise(),
     )
     terms: list[Term] = [
-        ClippedSurrogate(mismatch=TruncatedImportance()),
+        policy,
         KL(0.1, "k2"),
         EntropyBonus(0.01),
         ValueLoss(),
@@ -495,7 +699,7 @@ def test_micro_batches_add_up_to_the_mini_batch(aggregation: Aggregation, cuts: 
     close(gradient_in_parts, gradient, 1e-12)
     # Normalised by each micro-batch's own counts (even if then averaged), it is another loss.
     by_parts, _ = run(spans, False)
-    assert (by_parts / len(spans) - loss).abs() > 1e-3
+    assert (by_parts / len(spans) - loss).abs() > 1e-4
     # And the whole is what the aggregation says, straight from its definition.
     total = 0.0
     for term in terms:
@@ -541,13 +745,25 @@ def test_objective_refuses_two_terms_of_a_kind() -> None:
         objective([KL(0.1, "k2"), KL(0.1, "k3")], outputs, batch, TokenMean()(batch, 1, 1))
 
 
+NO_LEVEL: Any = "row"
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: ClippedSurrogate(epsilon=0), "epsilon is 0"),
         (lambda: ClippedSurrogate(epsilon=1.5), r"epsilon is 1\.5"),
         (lambda: ClippedSurrogate(epsilon_high=-0.2), r"epsilon_high is -0\.2"),
+        (lambda: ClippedSurrogate(delta=1.2), r"delta is 1\.2; it must be above 1 \+ epsilon_high = 1\.2"),
+        (lambda: ClippedSurrogate(epsilon_high=0.5, delta=1.3), r"delta is 1\.3; .* = 1\.5"),
+        (lambda: ClippedSurrogate(importance_sampling_level=NO_LEVEL), "level is 'row'; choose one of"),
+        (lambda: ClippedImportance(max_ratio=0.9), r"max_ratio is 0\.9"),
         (lambda: TruncatedImportance(cap=0), "cap is 0"),
+        (lambda: TruncatedImportance(level=NO_LEVEL), "level is 'row'; choose one of"),
+        (lambda: MaskedImportance(level=NO_LEVEL), "level is 'row'; choose one of"),
+        (lambda: MaskedImportance(cap=1), r"low is 0\.0 and cap 1"),
+        (lambda: MaskedImportance(low=1), "low is 1 and cap"),
+        (lambda: MaskedImportance(low=-0.1), r"low is -0\.1 and cap"),
         (lambda: ValueLoss(clip=0), "clip is 0"),
         (lambda: ConstantLength(0), "max_length is 0"),
     ],

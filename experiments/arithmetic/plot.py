@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rlreason.analysis.load import read_metrics, read_traces
+from rlreason.analysis.study import numbers, origin, to_json
 from rlreason.stats import Estimate, estimate
 
 HERE = Path(__file__).resolve().parent
@@ -129,23 +129,6 @@ def describe(run: Run, evaluations: Mapping[str, Any]) -> dict[str, Any]:
         },
         **origin(run.manifest),
     }
-
-
-def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a manifest, what a reader of the results needs; no paths."""
-    machine, model = manifest["machine"], manifest["model"]
-    return {
-        "machine": {key: machine[key] for key in ("cpu", "cores", "torch_threads", "memory_gib", "gpus")},
-        "git": manifest["git"],
-        "packages": manifest["packages"],
-        "model": {key: model[key] for key in ("source", "gguf_sha256", "parameters", "dtype") if key in model},
-        "sizes": manifest["env"]["sizes"],
-    }
-
-
-def numbers(column: pd.Series[float]) -> list[float | None]:
-    """A column as JSON knows it: None where there is no number."""
-    return [None if np.isnan(value) else value for value in column.tolist()]
 
 
 def sample_traces(run: Run) -> list[dict[str, Any]]:
@@ -269,13 +252,6 @@ def accuracy(found: Mapping[str, Any] | None) -> str:
         return "–"
     value = Estimate(found["mean"], found["low"], found["high"], found["n"])
     return f"{value.mean:.2f} ({value.low:.2f} to {value.high:.2f}), n = {value.n}"
-
-
-def to_json(results: Mapping[str, Any]) -> str:
-    """JSON with each list of numbers on one line, numbers to six digits."""
-    rounded = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.6g}"))
-    text = json.dumps(rounded, indent=1, allow_nan=False, ensure_ascii=False)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
 
 
 def main(sweep: Path, out: Path) -> dict[str, Any]:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import random
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlreason.analysis.load import read_metrics, read_traces
+from rlreason.analysis.study import numbers, origin, to_json
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = {
@@ -68,23 +67,6 @@ def read_training(folder: Path) -> dict[str, Any]:
         "curves": {name: numbers(steps[name]) for name in curves if name in steps},
         **origin(manifest),
     }
-
-
-def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a manifest, what a reader of the results needs; no paths."""
-    machine, model, env = manifest["machine"], manifest["model"], manifest["env"]
-    return {
-        "machine": {key: machine[key] for key in ("cpu", "cores", "torch_threads", "memory_gib", "gpus")},
-        "git": manifest["git"],
-        "packages": manifest["packages"],
-        "model": {key: model[key] for key in ("source", "gguf_sha256", "parameters", "dtype") if key in model},
-        "data": {key: env[key] for key in ("source", "sha256", "sizes", "format", "worked_example") if key in env},
-    }
-
-
-def numbers(column: pd.Series[float]) -> list[float | None]:
-    """A column as JSON knows it: None where there is no number."""
-    return [None if math.isnan(value) else value for value in column.tolist()]
 
 
 def sample_traces(folder: Path) -> list[dict[str, Any]]:
@@ -177,13 +159,6 @@ def percent(found: Mapping[str, float]) -> str:
 def _with_interval(values: Mapping[str, float], key: str) -> str:
     interval = f" ({values[f'{key}_low']:.3g} to {values[f'{key}_high']:.3g})" if f"{key}_low" in values else ""
     return f"{values[key]:.3g}{interval}"
-
-
-def to_json(results: Mapping[str, Any]) -> str:
-    """JSON with each list of numbers on one line, numbers to six digits."""
-    rounded = json.loads(json.dumps(results), parse_float=lambda text: float(f"{float(text):.6g}"))
-    text = json.dumps(rounded, indent=1, allow_nan=False, ensure_ascii=False)
-    return re.sub(r"\[[^\[\]{}]*\]", lambda found: re.sub(r"\s*\n\s*", " ", found[0]), text) + "\n"
 
 
 def main(folder: Path, out: Path) -> dict[str, Any]:

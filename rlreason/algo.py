@@ -79,6 +79,8 @@ class Algo:
                 continue
             if not isinstance(value, int if kind == "int" else int | float) or isinstance(value, bool):
                 raise ValueError(f"algo.{field.name} is {value!r}; it must be a number of type {field.type}")
+            if math.isnan(value) or (math.isinf(value) and field.name != "max_grad_norm"):
+                raise ValueError(f"algo.{field.name} is {value}; it must be a finite number")
         for key in ("num_prompts", "num_generations", "num_iterations", "num_mini_batches", "max_attempts"):
             if getattr(self, key) < 1:
                 raise ValueError(f"algo.{key} is {getattr(self, key)}; it must be at least 1")
@@ -115,7 +117,7 @@ class Algo:
         if self.has_critic and "value" not in self.estimator.needs:
             raise ValueError(
                 f"algo.terms has a critic's loss, but {estimator} says nothing about what a critic should expect: use "
-                "GAE (algo=ppo), or set the term's coefficient to 0"
+                "GAE (algo=ppo), or start from an algorithm without a critic (algo=grpo)"
             )
         if self.active_shaping and self.estimator.least_reward > -math.inf:
             raise ValueError(

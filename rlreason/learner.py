@@ -86,7 +86,7 @@ class Learner:
         meter = _Meter(self.accelerator)
         norms: list[list[float]] = []
         rows_seen = rows_run = 0
-        self.policy.model.train()
+        self.policy.train(True)
         for _ in range(self.algo.num_iterations):
             for rows in mini_batches(batch, self.algo.num_mini_batches):
                 run = rows[self.algo.trains_on(batch)[rows]]
@@ -94,7 +94,7 @@ class Learner:
                 found = self._step(batch, rows, run, meter)
                 if found is not None:
                     norms.append(found)
-        self.policy.model.eval()
+        self.policy.train(False)
         planned = self.algo.num_iterations * self.algo.num_mini_batches
         seen, done = self.sum(torch.tensor([rows_seen, rows_run])).tolist()
         metrics = meter.result() | {
@@ -113,11 +113,13 @@ class Learner:
         if batch.old_logp is not None and batch.ref_logp is not None and "kl" not in metrics:
             difference = (batch.old_logp - batch.ref_logp)[live_tokens(batch)].double()
             total, count = self.sum(torch.stack([difference.sum(), torch.ones_like(difference).sum()])).tolist()
-            found["kl"] = total / max(count, 1.0)
+            if count:
+                found["kl"] = total / count
         if self.algo.kl_target is not None:
             found["kl_scale"] = self.kl_scale
             kl = found.get("kl", metrics.get("kl"))
-            self.kl_scale = self.kl_scale if kl is None else adapted(self.kl_scale, kl, self.algo.kl_target)
+            if kl is not None and self.steps > self.algo.critic_warmup_steps:  # until then nothing could move
+                self.kl_scale = adapted(self.kl_scale, kl, self.algo.kl_target)
         every = self.algo.ref_model_sync_steps
         if every is not None and self.steps % every == 0:
             self.policy.refresh_reference()
@@ -174,13 +176,12 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's trained weights, which are the checkpoint's own files."""
-        critic, masters = self.policy.critic, iter(self.critic_masters)
         refreshed = self.policy.reference if self.algo.ref_model_sync_steps is not None else None
         return {
             "optimizer": self.optimizer.state_dict(),
             "steps": self.steps,
             "kl_scale": self.kl_scale,
-            "critic": {name: next(masters) for name, _ in critic.named_parameters()} if critic is not None else None,
+            "critic": dict(zip(self.policy.critic_parameters(), self.critic_masters, strict=True)),
             "reference": refreshed.state_dict() if refreshed is not None else None,
         }
 
@@ -190,9 +191,8 @@ class Learner:
         with torch.no_grad():
             for name, master in zip(names, self.masters, strict=False):
                 master.copy_(model_weights[name])
-            if self.policy.critic is not None:
-                for (name, _), master in zip(self.policy.critic.named_parameters(), self.critic_masters, strict=True):
-                    master.copy_(state["critic"][name])
+            for name, master in zip(self.policy.critic_parameters(), self.critic_masters, strict=True):
+                master.copy_(state["critic"][name])
         if state["reference"] is not None:
             assert self.policy.reference is not None
             self.policy.reference.load_state_dict(state["reference"])

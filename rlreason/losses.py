@@ -148,7 +148,9 @@ class ClippedSurrogate:
     clip: Ye et al. 2020, arXiv:1912.09729, equation 5; INTELLECT-2).
 
     ``importance_sampling_level="sequence"`` takes one ratio for a row, the geometric mean of its live tokens' (GSPO:
-    Zheng et al. 2025, arXiv:2507.18071, equation 7), so that a row is held as a whole; the gradient flows through it.
+    Zheng et al. 2025, arXiv:2507.18071, equation 7), so that a row is held as a whole. Its gradient is GSPO-token's
+    (equation 14), each token's own: in sum the same as GSPO's where the advantage is one for the row, and right where
+    it isn't, as with a critic.
 
     Metrics: ``clip_ratio/low_mean`` is the share of tokens held by the lower bound (A < 0), ``clip_ratio/high_mean`` by
     the upper one (A > 0), ``clip_ratio/region_mean`` by either; these have no gradient, and are over tokens at sequence
@@ -185,7 +187,7 @@ class ClippedSurrogate:
         low, high = 1 - self.epsilon, self._high
         log_ratio = _log_ratio(outputs, batch)  # (R, S)
         if self.importance_sampling_level == "sequence":
-            log_ratio = _over_rows(log_ratio, batch, mean=True)
+            log_ratio = _over_rows(log_ratio, batch, mean=True).detach() + log_ratio - log_ratio.detach()
         ratio = log_ratio.exp()
         bounded = ratio if self.delta is None else ratio.clamp(max=self.delta)
         per_token = -torch.minimum(bounded * advantage, ratio.clamp(low, high) * advantage)

@@ -109,15 +109,28 @@ class Policy:
                 "a critic of its own trains a whole model beside LoRA's adapters: use algo.critic_model=false"
             )
         trunk = copy.deepcopy(self.model).requires_grad_(True) if own_model else None
+        if trunk is not None and trunk.get_output_embeddings().weight is not trunk.get_input_embeddings().weight:
+            trunk.get_output_embeddings().requires_grad_(False)  # it computes nothing here
         self.critic = Critic(self.model.config.get_text_config().hidden_size, trunk, self.device)
 
     def parameters(self) -> list[nn.Parameter]:
         """The trained parameters, the critic's last."""
-        return [*self.actor_parameters(), *(self.critic.parameters() if self.critic is not None else [])]
+        return [*self.actor_parameters(), *self.critic_parameters().values()]
 
     def actor_parameters(self) -> list[nn.Parameter]:
         """The trained parameters of the model that acts."""
         return [p for p in self.model.parameters() if p.requires_grad]
+
+    def critic_parameters(self) -> dict[str, nn.Parameter]:
+        """The trained parameters of the critic by name; {} without one."""
+        named = self.critic.named_parameters() if self.critic is not None else ()
+        return {name: p for name, p in named if p.requires_grad}
+
+    def train(self, mode: bool) -> None:
+        """Into training mode, or out of it: what has dropout drops, what checkpoints gradients does."""
+        for model in (self.model, self.critic.trunk if self.critic is not None else None):
+            if model is not None:
+                model.train(mode)
 
     def take_masters(self) -> list[torch.Tensor]:
         """Float32 master weights, one per entry of ``parameters()``: the parameter itself where it is float32."""
@@ -177,11 +190,13 @@ class Policy:
         for rows in cuts:
             part = take_rows(batch, rows)
             width = part.tokens.shape[1]
-            if "old_logp" in needs or "value" in needs:
+            if "old_logp" in needs:
                 out = self.forward(part, temperature, value="value" in needs)
-                for name, tensor in (("old_logp", out.logp), ("value", out.value)):
-                    if name in filled and tensor is not None:
-                        filled[name][rows, :width] = tensor
+                filled["old_logp"][rows, :width] = out.logp
+                if out.value is not None:
+                    filled["value"][rows, :width] = out.value
+            elif "value" in needs:
+                filled["value"][rows, :width] = self.values(part)
             if "ref_logp" in needs:
                 with self._without_adapter():
                     model = self.model if self.adapter is not None else self.reference

@@ -150,11 +150,11 @@ def test_sequence_ratio_by_hand() -> None:
     )
     close(metrics["clip_ratio/high_mean"], [[0, 0, 0], [1, 0, 1], [0, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], 0)
     close(metrics["clip_ratio/low_mean"], [[0, 0, 0], [0, 0, 0], [1, 0, 0], [0, 0, 0], [0, 0, 0], [0, 0, 0]], 0)
-    # s = exp(mean log ratio) over n tokens: ds / dlogp = s / n for each of the row's tokens, whichever token's entry
-    # is asked: -1.1 x 2 / 2 = -1.1 for the first row and 1 x 3 / 2 = 1.5 for the fourth; 0 where the row is held.
+    # GSPO-token: an entry moves its own token alone, by -s A, so that another token's advantage can't; 0 where the row
+    # is held.
     (gradient,) = torch.autograd.grad(per_token[:, 0].sum(), logp, retain_graph=True)
-    close(gradient, [[-1.1, 0, -1.1], [0, 0, 0], [0, 0, 0], [1.5, 0, 1.5], [3, 0, 3], [0, 0, 0]])
-    # and over all entries, n times that: -s A
+    close(gradient, [[-2.2, 0, 0], [0, 0, 0], [0, 0, 0], [3, 0, 0], [6, 0, 0], [0, 0, 0]])
+    # Over all entries it is GSPO's gradient: n entries, each with ds / dlogp = s / n for each of the row's n tokens.
     (gradient,) = torch.autograd.grad(per_token.sum(), logp)
     close(gradient, [[-2.2, 0, -2.2], [0, 0, 0], [0, 0, 0], [3, 0, 3], [6, 0, 6], [0, 0, 0]])
 

@@ -4,6 +4,7 @@ the commands of the shell scripts compose."""
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import shlex
@@ -251,6 +252,57 @@ def test_arithmetic_one_good_step_is_no_arrival(tmp_path: Path) -> None:
 def test_arithmetic_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="no run folder in"):
         script("experiments/arithmetic/plot.py").main(tmp_path, tmp_path / "out")
+
+
+def test_algorithms(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Two algorithms, one with two seeds, and a control, in two sweeps; and a run that isn't finished."""
+    asked = {
+        "a/0": ["algo=grpo", "seed=1"],
+        "a/1": ["algo=grpo", "seed=2"],
+        "a/2": ["algo=maxrl", "seed=1"],
+        "b/0": ["algo=grpo", "seed=1", "reward=random"],
+        "b/1": ["algo=rloo", "seed=1"],
+    }
+    # one digit, so that a random model is right at times; the algorithms stay as the experiment has them
+    small = ["model=tiny", "env.digits=1", "eval_limit=4", "max_steps=3", "logger.mode=disabled", "console.quiet=true"]
+    for folder, overrides in asked.items():
+        train.run(config("train", ["+experiment=algorithms", *small, *overrides]), tmp_path / folder)
+    (tmp_path / "b/1/summary.json").unlink()
+    collect = script("experiments/algorithms/collect.py")
+    capsys.readouterr()
+    collect.main([tmp_path / "a", tmp_path / "b"], tmp_path / "out")
+    printed = capsys.readouterr().out
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    assert set(results["algorithms"]) == {"grpo", "maxrl", "grpo, random reward"}
+    lines = {folder: json_lines(tmp_path / folder / "metrics.jsonl")[1:] for folder in asked}
+    assert any(column(lines["a/0"], "accuracy"))
+    budget = results["budget_tokens"]
+    totals = [lines[folder][-1]["num_tokens"] for folder in asked if folder != "b/1"]
+    assert budget == min(totals) // 1000 * 1000
+    for name, folder, seed in (("grpo", "a/0", 0), ("grpo", "a/1", 1), ("maxrl", "a/2", 0)):
+        tokens, accuracy = column(lines[folder], "num_tokens"), column(lines[folder], "accuracy")
+        found = results["algorithms"][name]
+        assert found["seeds"][str(seed + 1)]["accuracy"] == pytest.approx(accuracy, rel=1e-5)
+        recent = [fmean(accuracy[: i + 1]) for i in range(3)]
+        place = next(i for i, count in enumerate(tokens) if count >= budget)
+        share = (budget - tokens[place - 1]) / (tokens[place] - tokens[place - 1])
+        expected = recent[place - 1] + share * (recent[place] - recent[place - 1])
+        assert found["accuracy_at_budget"]["seeds"][seed] == pytest.approx(expected, rel=1e-4, abs=1e-6)
+        parts = [tokens[0], *(b - a for a, b in itertools.pairwise(tokens))][:place]
+        parts.append(budget - tokens[place - 1])
+        on_the_way = sum(part * a for part, a in zip(parts, accuracy, strict=False)) / budget
+        assert found["accuracy_on_the_way"]["seeds"][seed] == pytest.approx(on_the_way, rel=1e-4, abs=1e-6)
+    assert cells(printed, "maxrl")[0] == "maxrl"
+    assert {trace["algorithm"] for trace in json_lines(tmp_path / "out" / "traces-sample.jsonl")} == set(
+        results["algorithms"]
+    )
+    assert (tmp_path / "out" / "curves.png").read_bytes().startswith(PNG)
+
+
+def test_algorithms_interval_by_hand() -> None:
+    # 0.4, 0.5, 0.6: standard deviation 0.1, so 4.303 x 0.1 / sqrt(3) = 0.2484 on either side
+    interval = script("experiments/algorithms/collect.py").interval
+    assert interval([0.4, 0.5, 0.6]) == pytest.approx((0.5, 0.2516, 0.7484), abs=1e-4)
 
 
 @pytest.fixture(scope="module")

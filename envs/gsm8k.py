@@ -21,7 +21,7 @@ from typing import Any
 
 from envs.base import SPLITS, GeneratedSplit, ListSplit, SingleTurnEnv, check_split, make_prompt, split_of
 from envs.formats import R1, Format, best_reward, checked_weights, grade_number
-from envs.rows import hub_tables, json_lines, malformed
+from envs.rows import hold_out, hub_tables, local_rows, malformed
 from envs.verify.numbers import canonical, parse_number
 from envs.word_problems import MAX_STEPS, WordProblem, word_problem
 from rlreason.types import Finish, Grade, Message, Problem, Split
@@ -181,16 +181,10 @@ class Gsm8k(SingleTurnEnv):
             return self._load_synthetic()
 
     def _load_local(self, folder: Path) -> _Data:
-        for file in _FILES.values():
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"gsm8k: there is no file {folder / file}. {_WHAT_TO_DO}")
-        problems, hashes = {}, {}
-        for split, file in _FILES.items():
-            content = (folder / file).read_bytes()
-            hashes[file] = hashlib.sha256(content).hexdigest()
-            problems[split] = self._problems(split, json_lines(folder / file, content, _EXAMPLE_ROW))
+        rows, hashes = local_rows(folder, _FILES, env="gsm8k", example=_EXAMPLE_ROW, what_to_do=_WHAT_TO_DO)
+        problems = {split: self._problems(split, found) for split, found in rows.items()}
         details = {"source": "local", "data_dir": str(folder.resolve()), "sha256": hashes}
-        return _Data("gsm8k", self._hold_out(problems["train"], problems["test"]), details)
+        return _Data("gsm8k", self._hold_out(problems), details)
 
     def _load_hub(self) -> _Data:
         tables, revision = hub_tables(
@@ -207,7 +201,7 @@ class Gsm8k(SingleTurnEnv):
             rows = ((f"{self.dataset}, {split}, row {place}", row) for place, row in enumerate(tables[split]))
             problems[split] = self._problems(split, rows)
         details = {"source": "hub", "dataset": self.dataset, "config": self.config, "revision": revision}
-        return _Data("gsm8k", self._hold_out(problems["train"], problems["test"]), details)
+        return _Data("gsm8k", self._hold_out(problems), details)
 
     def _problems(self, file: str, rows: Iterable[tuple[str, Any]]) -> list[Problem]:
         """Problems from (where, row) pairs; ids are ``gsm8k/<file>/<row from 0>``. ValueError for a malformed row."""
@@ -225,21 +219,8 @@ class Gsm8k(SingleTurnEnv):
             meta={**meta, "solution": solution},
         )
 
-    def _hold_out(self, train: list[Problem], test: list[Problem]) -> dict[str, Split]:
-        if self.num_validation >= len(train):
-            raise ValueError(
-                f"gsm8k: num_validation is {self.num_validation}, but train has only {len(train)} problems to hold "
-                "them out of; lower env.num_validation"
-            )
-        if not test:
-            raise ValueError("gsm8k: the test data have no rows")
-        held_out = random.Random(f"gsm8k/validation/{self.seed}").sample(range(len(train)), self.num_validation)
-        chosen = set(held_out)
-        return {
-            "train": ListSplit([problem for place, problem in enumerate(train) if place not in chosen]),
-            "validation": ListSplit([train[place] for place in held_out]),
-            "test": ListSplit(test),
-        }
+    def _hold_out(self, problems: Mapping[str, list[Problem]]) -> dict[str, Split]:
+        return hold_out(problems["train"], problems["test"], self.num_validation, env="gsm8k", seed=self.seed)
 
     def _load_synthetic(self) -> _Data:
         splits: dict[str, Split] = {

@@ -8,16 +8,14 @@ Left out: symbolic equivalence. It takes a verifier that can be killed, since a 
 
 from __future__ import annotations
 
-import hashlib
-import random
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, ListSplit, SingleTurnEnv, check_split, make_prompt
+from envs.base import SPLITS, SingleTurnEnv, check_split, make_prompt
 from envs.formats import R1, Format, best_reward, checked_weights, grade_number
-from envs.rows import hub_tables, json_lines, malformed
+from envs.rows import hold_out, hub_tables, local_rows, malformed
 from envs.verify.numbers import canonical, parse_number
 from rlreason.types import Finish, Grade, Problem, Split
 
@@ -60,10 +58,13 @@ class Math(SingleTurnEnv):
             raise ValueError("math: source=local goes with env.data_dir=<folder with train.jsonl and test.jsonl>")
         if self.num_validation < 1:
             raise ValueError(f"math: num_validation is {self.num_validation}; it must be at least 1")
-        rows, details = self._hub_rows() if self.data_dir is None else self._local_rows(Path(self.data_dir))
+        rows, details = (
+            self._hub_rows() if self.data_dir is None else self._local_rows(Path(self.data_dir).expanduser())
+        )
         problems = {split: self._problems(split, found) for split, found in rows.items()}
         left_out = {split: len(found) - len(problems[split]) for split, found in rows.items()}
-        object.__setattr__(self, "_splits", self._hold_out(problems["train"], problems["test"]))
+        splits = hold_out(problems["train"], problems["test"], self.num_validation, env="math", seed=self.seed)
+        object.__setattr__(self, "_splits", splits)
         object.__setattr__(self, "_details", {**details, "left_out": left_out})
 
     @property
@@ -93,14 +94,7 @@ class Math(SingleTurnEnv):
         }
 
     def _local_rows(self, folder: Path) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
-        folder = folder.expanduser()
-        rows, hashes = {}, {}
-        for split, file in _FILES.items():
-            if not (folder / file).is_file():
-                raise FileNotFoundError(f"math: there is no file {folder / file}. {_WHAT_TO_DO}")
-            content = (folder / file).read_bytes()
-            hashes[file] = hashlib.sha256(content).hexdigest()
-            rows[split] = list(json_lines(folder / file, content, _EXAMPLE_ROW))
+        rows, hashes = local_rows(folder, _FILES, env="math", example=_EXAMPLE_ROW, what_to_do=_WHAT_TO_DO)
         return rows, {"source": "local", "data_dir": str(folder.resolve()), "sha256": hashes}
 
     def _hub_rows(self) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
@@ -134,19 +128,3 @@ class Math(SingleTurnEnv):
                 meta = {"solution": str(row.get("solution") or ""), "level": row.get("level")}
                 problems.append(Problem(f"math/{split}/{place}", prompt, canonical(value), meta))
         return problems
-
-    def _hold_out(self, train: list[Problem], test: list[Problem]) -> dict[str, Split]:
-        if self.num_validation >= len(train):
-            raise ValueError(
-                f"math: num_validation is {self.num_validation}, but train has only {len(train)} problems with numeric "
-                "answers to hold them out of; lower env.num_validation"
-            )
-        if not test:
-            raise ValueError("math: the test data have no rows with numeric answers")
-        held_out = random.Random(f"math/validation/{self.seed}").sample(range(len(train)), self.num_validation)
-        chosen = set(held_out)
-        return {
-            "train": ListSplit([problem for place, problem in enumerate(train) if place not in chosen]),
-            "validation": ListSplit([train[place] for place in held_out]),
-            "test": ListSplit(test),
-        }

@@ -5,12 +5,17 @@ Left out: streaming; the data sets here fit into memory many times.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import random
 import threading
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from envs.base import ListSplit
+from rlreason.types import Problem, Split
 
 HUB_SECONDS = 5.0
 """How long the hub may take to answer before it counts as unreachable, in seconds."""
@@ -26,6 +31,44 @@ def json_lines(path: Path, content: bytes, example: str) -> Iterator[tuple[str, 
                 yield where, json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise malformed(where, f"this is not JSON ({error})", example) from None
+
+
+def local_rows(
+    folder: Path, files: Mapping[str, str], *, env: str, example: str, what_to_do: str
+) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, str]]:
+    """By split, the (where, row) pairs of its file in ``folder``; and the SHA-256 of each file by its name.
+
+    Raises FileNotFoundError, with ``what_to_do``, for a missing file, ValueError for a line that is no JSON.
+    """
+    rows, hashes = {}, {}
+    for split, file in files.items():
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{env}: there is no file {folder / file}. {what_to_do}")
+        content = (folder / file).read_bytes()
+        hashes[file] = hashlib.sha256(content).hexdigest()
+        rows[split] = list(json_lines(folder / file, content, example))
+    return rows, hashes
+
+
+def hold_out(train: list[Problem], test: list[Problem], count: int, *, env: str, seed: int) -> dict[str, Split]:
+    """The three splits, ``count`` problems of train held out for validation: the same ones for equal data and seed.
+
+    Raises ValueError if train has no more than that, or test none.
+    """
+    if count >= len(train):
+        raise ValueError(
+            f"{env}: num_validation is {count}, but train has only {len(train)} problems to hold them out of; lower "
+            "env.num_validation"
+        )
+    if not test:
+        raise ValueError(f"{env}: the test data have no rows")
+    held_out = random.Random(f"{env}/validation/{seed}").sample(range(len(train)), count)
+    chosen = set(held_out)
+    return {
+        "train": ListSplit([problem for place, problem in enumerate(train) if place not in chosen]),
+        "validation": ListSplit([train[place] for place in held_out]),
+        "test": ListSplit(test),
+    }
 
 
 def malformed(where: str, what: str, example: str) -> ValueError:

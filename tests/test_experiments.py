@@ -464,8 +464,27 @@ def test_gsm8k_run_sh_evaluates_the_training_prompt_by_default(tmp_path: Path) -
     assert composed(evaluation).env == composed(training).env
 
 
+def test_algorithms_run_sh(tmp_path: Path) -> None:
+    study = tmp_path / "study"
+    algorithms, controls = recorded("experiments/algorithms/run.sh", ["study", "max_steps=5"], tmp_path)
+    for call, folder in ((algorithms, "algorithms"), (controls, "controls")):
+        assert {"-m", "+experiment=algorithms", "seed=1,2,3", f"hydra.sweep.dir={study / folder}"} <= set(call)
+    (names,) = [o.removeprefix("algo=").split(",") for o in algorithms if o.startswith("algo=")]
+    assert sorted(names) == sorted({path.stem for path in (CONF / "algo").glob("*.yaml")} - {"base"})
+    (rewards,) = [o.removeprefix("reward=").split(",") for o in controls if o.startswith("reward=")]
+    assert {f"reward={one}" for one in rewards} <= {f"reward={path.stem}" for path in (CONF / "reward").glob("*.yaml")}
+    for name in names:
+        one = [f"algo={name}" if o.startswith("algo=") else o for o in algorithms]
+        assert composed(one).max_steps == 5
+
+
 @pytest.mark.parametrize(
-    ("path", "too_few"), [("experiments/arithmetic/run.sh", []), ("experiments/gsm8k/run.sh", ["some/folder"])]
+    ("path", "too_few"),
+    [
+        ("experiments/algorithms/run.sh", []),
+        ("experiments/arithmetic/run.sh", []),
+        ("experiments/gsm8k/run.sh", ["some/folder"]),
+    ],
 )
 def test_run_sh_says_how_it_is_used(path: str, too_few: list[str], tmp_path: Path) -> None:
     done = subprocess.run([str(REPO / path), *too_few], capture_output=True, text=True, cwd=tmp_path, timeout=60)

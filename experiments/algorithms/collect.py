@@ -34,7 +34,16 @@ HERE = Path(__file__).resolve().parent
 WINDOW = 3  # steps that the sampled accuracy is averaged over, up to and including the one that it is given for
 TARGET = 0.5
 STUDENT = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}  # two-sided 95 % quantiles of Student's t, by the number of seeds
-CURVES = ("accuracy", "reward", "num_tokens", "completions/mean_length", "entropy", "frac_rows_skipped", "step_time")
+CURVES = (
+    "accuracy",
+    "reward",
+    "num_tokens",
+    "completions/mean_length",
+    "entropy",
+    "frac_rows_skipped",
+    "step_time",
+    "value/explained_variance",
+)
 REFERENCE = "grpo"
 
 

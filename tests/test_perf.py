@@ -256,7 +256,8 @@ def test_the_profile_holds_the_asked_steps_and_their_phases(done: Path) -> None:
         assert "aten::_fused_adamw_" not in inside("generate")
         assert {"aten::mm", "aten::_fused_adamw_", "MmBackward0"} <= inside("update")
         took = sum(event["dur"] for event in phases if event["name"] == "generate") / 1e6
-        assert 0.9 * lines[step]["timing/generate"] < took <= lines[step]["timing/generate"]
+        # a phase of some 15 ms: on a busy machine a process may wait for milliseconds between the two clocks' readings
+        assert 0.5 * lines[step]["timing/generate"] < took <= lines[step]["timing/generate"]
         heading, columns, *rows = (done / "profile" / f"step-{step:06d}.txt").read_text().splitlines()
         assert heading.startswith("operators on the CPU, ")
         assert columns.split()[-1] == "name"

@@ -311,12 +311,13 @@ def test_another_configuration_is_refused(crashed: Path) -> None:
         resume(crashed, "algo.learning_rate=1e-3", "seed=7", "sampling.max_completion_length=9")
     lines = str(refused.value).splitlines()
     assert str(crashed) in lines[0]
-    assert lines[1:4] == [
+    assert lines[1:5] == [
         "  algo.learning_rate: 0.003 then, 0.001 now",
+        "  algo.shaping.overlong.max_length: 8 then, 9 now",  # follows sampling.max_completion_length
         "  sampling.max_completion_length: 8 then, 9 now",
         "  seed: 0 then, 7 now",
     ]
-    assert "model=" in lines[4]
+    assert "model=" in lines[5]
     assert contents(crashed) == before
 
 

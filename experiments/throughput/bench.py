@@ -162,7 +162,8 @@ def compared(case: Case, runs: Mapping[str, Sequence[Run]], made: Mapping[str, A
 def _made() -> dict[str, Any]:
     """When, where and from what the numbers come."""
     whole = manifest(seed=0, model={}, env={}, root=ROOT)
-    kept = {key: whole[key] for key in ("git", "packages", "python", "machine", "command", "started")}
+    kept = {key: whole[key] for key in ("git", "packages", "python", "machine", "started")}
+    kept["command"] = f"python -m experiments.throughput.bench {' '.join(sys.argv[1:])}".rstrip()
     return kept | {"packages": whole["packages"] | {name: _version(name) for name in PEERS}}
 
 

@@ -1,4 +1,5 @@
-"""Rollouts into tensors: the only place that pads. And the cuts of a batch: mini-batches and micro-batches."""
+"""Rollouts into tensors: the only place that pads. Which of its tokens count. And the cuts of a batch: mini-batches
+and micro-batches."""
 
 from __future__ import annotations
 
@@ -46,6 +47,11 @@ def collate(rollouts: Sequence[Rollout], *, mask_truncated: bool = False, device
         live=graded & ~truncated if mask_truncated else graded,
     )
     return Batch(**{k: v.to(device) for k, v in vars(batch).items() if v is not None})
+
+
+def live_tokens(batch: Batch) -> torch.Tensor:
+    """The tokens that count: written by the policy, in a live row. (R, S) bool."""
+    return batch.mask & batch.live[:, None]
 
 
 def mini_batches(batch: Batch, count: int) -> list[torch.Tensor]:

@@ -21,8 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 
 from rlreason.algo import Algo
-from rlreason.batch import micro_batches, mini_batches
-from rlreason.losses import live_tokens, objective
+from rlreason.batch import live_tokens, micro_batches, mini_batches
+from rlreason.losses import objective
 from rlreason.policy import Policy, take_rows
 from rlreason.shaping import shaped
 from rlreason.types import Batch, Outputs

@@ -29,13 +29,12 @@ from rlreason.losses import (
     ClippedImportance,
     ClippedSurrogate,
     ConstantLength,
-    MaskedImportance,
     PolicyGradient,
     SequenceMean,
     TokenMean,
-    TruncatedImportance,
     ValueLoss,
 )
+from rlreason.mismatch import MaskedImportance, TruncatedImportance
 from rlreason.shaping import KLReward, SoftOverlong
 from rlreason.types import Batch
 

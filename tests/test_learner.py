@@ -11,7 +11,7 @@ from helpers import ALGO, device, make_learner, make_rollout, plain, plain_logp,
 
 from rlreason.advantages import GAE, GroupRelative
 from rlreason.algo import Algo
-from rlreason.batch import collate
+from rlreason.batch import collate, live_tokens
 from rlreason.engines import generate
 from rlreason.engines.torch import TorchEngine
 from rlreason.learner import Learner
@@ -21,14 +21,12 @@ from rlreason.losses import (
     ClippedSurrogate,
     ConstantLength,
     EntropyBonus,
-    Metrics,
     SequenceMean,
     Term,
     TokenMean,
-    TruncatedImportance,
     ValueLoss,
-    live_tokens,
 )
+from rlreason.mismatch import Metrics, TruncatedImportance
 from rlreason.policy import Policy
 from rlreason.types import Batch, Outputs, Request, Sampling
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from rlreason.advantages import Rewarded
+from rlreason.batch import live_tokens
 from rlreason.losses import (
     KL,
     Aggregation,
@@ -17,18 +18,14 @@ from rlreason.losses import (
     ClippedSurrogate,
     ConstantLength,
     EntropyBonus,
-    MaskedImportance,
-    Metrics,
-    Mismatch,
     PolicyGradient,
     SequenceMean,
     Term,
     TokenMean,
-    TruncatedImportance,
     ValueLoss,
-    live_tokens,
     objective,
 )
+from rlreason.mismatch import MaskedImportance, Metrics, Mismatch, TruncatedImportance
 from rlreason.types import Batch, Outputs
 
 D = torch.float64

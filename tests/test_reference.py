@@ -19,13 +19,13 @@ from test_train import tiny_config
 from rlreason import models
 from rlreason.advantages import GAE, RLOO
 from rlreason.algo import Algo
-from rlreason.batch import collate
+from rlreason.batch import collate, live_tokens
 from rlreason.config import ConfigError
 from rlreason.engines import generate
 from rlreason.engines.torch import TorchEngine
 from rlreason.learner import Learner, adapted
 from rlreason.lora import LoRA
-from rlreason.losses import KL, ClippedSurrogate, Term, ValueLoss, live_tokens
+from rlreason.losses import KL, ClippedSurrogate, Term, ValueLoss
 from rlreason.policy import Policy
 from rlreason.shaping import KLReward, Shaping, SoftOverlong
 from rlreason.train import run

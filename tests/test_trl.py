@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlreason import models
 from rlreason.advantages import RLOO, GroupRelative
-from rlreason.batch import collate
+from rlreason.batch import collate, live_tokens
 from rlreason.losses import (
     KL,
     Aggregation,
@@ -36,17 +36,13 @@ from rlreason.losses import (
     ClippedSurrogate,
     ConstantLength,
     EntropyBonus,
-    MaskedImportance,
-    Metrics,
-    Mismatch,
     PolicyGradient,
     SequenceMean,
     Term,
     TokenMean,
-    TruncatedImportance,
-    live_tokens,
     objective,
 )
+from rlreason.mismatch import MaskedImportance, Metrics, Mismatch, TruncatedImportance
 from rlreason.policy import Policy
 from rlreason.shaping import KLReward, shaped
 from rlreason.types import Batch, Rollout

@@ -20,6 +20,7 @@ import pytest
 import torch
 
 from rlreason.advantages import GAE, RLOO, Estimator, GroupRelative, MaxRL, ReinforcePlusPlus, Rewarded
+from rlreason.batch import live_tokens
 from rlreason.losses import (
     Aggregation,
     ClippedImportance,
@@ -29,10 +30,9 @@ from rlreason.losses import (
     SequenceMean,
     Term,
     TokenMean,
-    TruncatedImportance,
-    live_tokens,
     objective,
 )
+from rlreason.mismatch import TruncatedImportance
 from rlreason.shaping import KLReward, Shaping, shaped
 from rlreason.types import Batch, Outputs
 

@@ -1,0 +1,364 @@
+"""Whether an answer says the same as the right one.
+
+``equal`` takes the structures that ``expression.parse`` found. What the problem's answer does not say, the policy's need not
+say either (``5`` for ``x = 5`` or ``5 km``), but what both say must agree (``y = 5`` is not ``x = 5``, ``5 m`` is not ``5 km``).
+What is not understood equals only what is written in the same way.
+
+Left out: general systems of equations and inequalities in several variables, beyond a multiple of one relation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Any
+
+import sympy
+
+from envs.verify import units
+from envs.verify.expression import (
+    Formula,
+    Group,
+    Matrix,
+    NamedSet,
+    Node,
+    Number,
+    Quantity,
+    Ratio,
+    Relation,
+    SetOperation,
+    Words,
+)
+from envs.verify.symbolic import NotAFormula, same_function, same_value, to_sympy
+
+
+def equal(gold: Node, answer: Node) -> bool:
+    """Whether ``answer`` is right. May take forever: call it where it can be killed."""
+    if gold == answer:
+        return True
+    if isinstance(gold, Relation) or isinstance(answer, Relation):
+        return _relations(gold, answer)
+    if isinstance(gold, Quantity) or isinstance(answer, Quantity):
+        return _quantities(gold, answer)
+    if isinstance(gold, Group | SetOperation | NamedSet) or isinstance(answer, Group | SetOperation | NamedSet):
+        return _collections(gold, answer)
+    if isinstance(gold, Matrix) or isinstance(answer, Matrix):
+        return _matrices(gold, answer)
+    if isinstance(gold, Ratio) or isinstance(answer, Ratio):
+        return _ratios(gold, answer)
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        return _words(gold, answer)
+    return _scalars(gold, answer)
+
+
+def _scalars(gold: Number | Formula, answer: Number | Formula) -> bool:
+    if isinstance(gold, Formula) and isinstance(answer, Formula) and _squeezed(gold.text) == _squeezed(answer.text):
+        return True
+    try:
+        return same_value(gold, answer)
+    except NotAFormula:
+        return False
+
+
+def _squeezed(text: str) -> str:
+    return re.sub(r"(?<![A-Za-z])[ ]+|[ ]+(?![A-Za-z])", "", text)
+
+
+def _words(gold: Node, answer: Node) -> bool:
+    if not isinstance(gold, Words | Formula) or not isinstance(answer, Words | Formula):
+        return False
+    left, right = gold.text, answer.text
+    return left == right or (min(len(left), len(right)) > 1 and left.casefold() == right.casefold())
+
+
+# --- quantities --------------------------------------------------------------------------------------------------
+
+
+def _quantities(gold: Node, answer: Node) -> bool:
+    if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+        if gold.unit.dimension != answer.unit.dimension:
+            return False
+        if gold.unit.factor == answer.unit.factor:
+            return equal(gold.value, answer.value)
+        return equal(_scaled(gold.value, gold.unit.factor), _scaled(answer.value, answer.unit.factor))
+    quantity, other = (gold, answer) if isinstance(gold, Quantity) else (answer, gold)
+    assert isinstance(quantity, Quantity)
+    if isinstance(other, Formula) and _squeezed(other.text).replace(" ", "") == quantity.text:
+        return True
+    if quantity.unit == units.PERCENT:
+        part = _scaled(quantity.value, Fraction(1, 100))
+        if quantity is answer:  # a percent sign counts where the problem's answer has one; else it divides by 100
+            return equal(gold, part)
+        return equal(quantity.value, other) or equal(part, other)
+    value = quantity.value
+    return equal(value, other) if quantity is gold else equal(other, value)
+
+
+def _scaled(value: Node, factor: Fraction) -> Node:
+    if isinstance(value, Number):
+        return Number(value.value * factor, value.digits)
+    if isinstance(value, Formula):
+        return Formula(rf"\frac{{{factor.numerator}}}{{{factor.denominator}}} \cdot ({value.text})")
+    return value
+
+
+# --- relations ---------------------------------------------------------------------------------------------------
+
+_SYMBOL = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?'*"
+_NAME = re.compile(
+    rf"{_SYMBOL}(?:\^\{{-1\}})?(?:[ ]*\([^()=]*\))?|[A-Z]{{2,4}}|\|?[A-Z]{{2}}\|?|m?[ ]*\\(?:angle|triangle|overline|vec|hat|bar|widehat)[ ]*\{{?[A-Za-z]+\}}?"
+    r"|\\frac\{d[a-z]?\}\{d[a-z]\}|\\lim.*|[A-Z]\([^=]*\)"
+)
+
+
+def _is_name(node: Node) -> bool:
+    """Whether it only names what is asked for: ``x``, ``f(x)``, ``AB``, ``\\angle ABC``, words."""
+    if isinstance(node, Formula):
+        return _NAME.fullmatch(node.text) is not None and node.text not in ("e", "i", r"\pi", r"\infty")
+    return isinstance(node, Words)
+
+
+def _assigned(node: Relation) -> tuple[Node | None, list[Node]]:
+    """What a chain of equalities says: the name on its left or right, if any, and the values, all of which are to agree.
+    Without values if it contradicts itself (``1 = 2``) or says something else."""
+    if not set(node.operators) <= {"=", "~"}:
+        return None, []
+    sides = list(node.sides)
+    operators = list(node.operators)
+    name = None
+    if _is_name(sides[0]):
+        name, sides, operators = sides[0], sides[1:], operators[1:]
+    elif _is_name(sides[-1]):
+        name, sides, operators = sides[-1], sides[:-1], operators[:-1]
+    if any(_is_name(side) for side in sides) and len(sides) > 1:
+        return name, []
+    for left, right, operator in zip(sides, sides[1:], operators, strict=False):
+        if not (equal(left, right) or (operator == "~" and _approximates(left, right))):
+            return name, []
+    return name, sides
+
+
+def _approximates(exact: Node, decimal: Node) -> bool:
+    """Whether a decimal, of few digits perhaps, is the rounded value of what stands before the sign ≈."""
+    if not isinstance(decimal, Number) or decimal.digits is None or not isinstance(exact, Number | Formula):
+        return False
+    try:
+        value = to_sympy(exact.text) if isinstance(exact, Formula) else exact.value
+        found = Fraction(str(sympy.N(value, 30)))
+    except (NotAFormula, ValueError, TypeError):
+        return False
+    return abs(found - decimal.value) <= abs(decimal.value) * Fraction(1, 10 ** (decimal.digits - 1))
+
+
+def _relations(gold: Node, answer: Node) -> bool:
+    if isinstance(gold, Relation) and isinstance(answer, Relation):
+        (own, values), (name, answers) = _assigned(gold), _assigned(answer)
+        if values and answers and own is not None and name is not None and equal(own, name):
+            return any(equal(value, answer) for value in values for answer in answers)
+        left, right = _as_set(gold), _as_set(answer)
+        if left is not None and right is not None:
+            return _variable(gold) == _variable(answer) and _same_set(left, right)
+        return _same_relation(gold, answer)
+    relation, other, is_gold = (gold, answer, True) if isinstance(gold, Relation) else (answer, gold, False)
+    assert isinstance(relation, Relation)
+    if relation.operators == ("in",):
+        return equal(relation.sides[1], other) if is_gold else equal(other, relation.sides[1])
+    _, values = _assigned(relation)
+    if values:
+        return any(equal(value, other) if is_gold else equal(other, value) for value in values)
+    if isinstance(other, Group | SetOperation | NamedSet | Words):
+        left, right = _as_set(relation), _as_set(other)
+        return left is not None and right is not None and _same_set(left, right)
+    return False
+
+
+def _variable(relation: Relation) -> Node | None:
+    return next((side for side in relation.sides if _is_name(side)), None)
+
+
+_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
+
+
+def _same_relation(gold: Relation, answer: Relation) -> bool:
+    """Whether one relation is a multiple of the other: ``2x - y + 1 = 0`` and ``y = 2x + 1``."""
+    if len(gold.operators) != len(answer.operators) or len(gold.operators) != 1:
+        return len(gold.sides) == len(answer.sides) and (
+            gold.operators == answer.operators
+            and all(equal(left, right) for left, right in zip(gold.sides, answer.sides, strict=True))
+        )
+    try:
+        left, right = (_scalar(r.sides[0]) - _scalar(r.sides[1]) for r in (gold, answer))
+    except NotAFormula:
+        return gold.operators == answer.operators and all(map(equal, gold.sides, answer.sides))
+    if not left.free_symbols or left.free_symbols != right.free_symbols:
+        return False
+    point = {symbol: sympy.Rational(7 + 4 * place, 5 + place) for place, symbol in enumerate(sorted(left.free_symbols, key=str))}
+    here, there = (sympy.N(side.subs(point), 30) for side in (left, right))
+    if not here.is_real or not there.is_real or there == 0:
+        return False
+    factor = sympy.nsimplify(here / there, rational=False, tolerance=sympy.Float("1e-18"))
+    operator = gold.operators[0] if factor > 0 else _MIRRORED.get(gold.operators[0], "")
+    return operator == answer.operators[0] and same_function(left, right * factor)
+
+
+def _scalar(node: Node) -> Any:
+    if isinstance(node, Number):
+        return sympy.Rational(node.value.numerator, node.value.denominator)
+    if isinstance(node, Formula):
+        return to_sympy(node.text)
+    raise NotAFormula("no scalar")
+
+
+# --- lists, tuples, intervals, sets ------------------------------------------------------------------------------
+
+
+def _collections(gold: Node, answer: Node) -> bool:
+    if isinstance(gold, Group) and isinstance(answer, Group):
+        if gold.brackets == answer.brackets or "" in (gold.brackets, answer.brackets):
+            return _same_items(gold, answer)
+        if len(gold.items) > 2 and {gold.brackets, answer.brackets} == {"()", "[]"}:
+            return _in_order(gold.items, answer.items)  # three or more are no interval
+        return False
+    if isinstance(gold, Words) or isinstance(answer, Words):
+        words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
+        assert isinstance(words, Words)
+        return other == NamedSet("empty") and words.text.casefold() in _EMPTY_WORDS
+    if isinstance(gold, Group) and gold.brackets == "{}" and len(gold.items) == 1 and not isinstance(answer, SetOperation | NamedSet):
+        return equal(gold.items[0], answer)
+    left, right = _as_set(gold), _as_set(answer)
+    return left is not None and right is not None and _same_set(left, right)
+
+
+_EMPTY_WORDS = frozenset(
+    {"no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set", "the empty set", "does not exist"}
+)
+
+
+def _same_items(gold: Group, answer: Group) -> bool:
+    if gold.brackets == "{}" and answer.brackets == "{}":
+        return _covers(gold.items, answer.items) and _covers(answer.items, gold.items)
+    if "{}" in (gold.brackets, answer.brackets) or (gold.brackets == "" and answer.brackets == ""):
+        return _in_any_order(gold.items, answer.items)
+    return _in_order(gold.items, answer.items)
+
+
+def _in_order(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
+    return len(gold) == len(answer) and all(map(equal, gold, answer))
+
+
+def _in_any_order(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
+    rest = list(answer)
+    if len(rest) != len(gold):
+        return False
+    for item in gold:
+        place = next((place for place, other in enumerate(rest) if equal(item, other)), None)
+        if place is None:
+            return False
+        del rest[place]
+    return True
+
+
+def _covers(items: Sequence[Node], others: Sequence[Node]) -> bool:
+    return all(any(equal(item, other) for item in items) for other in others)
+
+
+_NAMED = {
+    "R": sympy.S.Reals,
+    "Z": sympy.S.Integers,
+    "N": sympy.S.Naturals,
+    "Q": sympy.S.Rationals,
+    "C": sympy.S.Complexes,
+    "empty": sympy.S.EmptySet,
+}
+
+
+def _as_set(node: Node) -> Any:
+    """A sympy set of real numbers, or None: intervals, unions, finite sets, inequalities in one variable."""
+    try:
+        return _set(node)
+    except (NotAFormula, TypeError, ValueError, NotImplementedError):
+        return None
+
+
+def _set(node: Node) -> Any:
+    if isinstance(node, NamedSet):
+        return _NAMED[node.name]
+    if isinstance(node, SetOperation):
+        left, right = _set(node.left), _set(node.right)
+        return {"cup": sympy.Union, "cap": sympy.Intersection, "setminus": sympy.Complement}[node.operator](left, right)
+    if isinstance(node, Group):
+        if node.brackets == "":
+            parts = [item for item in node.items if isinstance(item, Relation)]
+            if len(parts) == len(node.items) and len({_variable(part) for part in parts}) == 1:
+                return sympy.Union(*(_set(part) for part in parts))
+            raise NotAFormula("a list is no set")
+        if node.brackets == "{}":
+            return sympy.FiniteSet(*(_scalar(item).doit() for item in node.items))
+        if len(node.items) != 2:
+            raise NotAFormula("no interval")
+        low, high = (_scalar(item).doit() for item in node.items)
+        return sympy.Interval(low, high, left_open=node.brackets[0] == "(", right_open=node.brackets[1] == ")")
+    if isinstance(node, Relation):
+        return _solutions(node)
+    raise NotAFormula("no set")
+
+
+def _solutions(node: Relation) -> Any:
+    """The real numbers that ``1 < x <= 4`` or ``x != 3`` allows: a name on one side of each sign, a constant on the other."""
+    if node.operators == ("in",) and _is_name(node.sides[0]):
+        return _set(node.sides[1])
+    found: Any = sympy.S.Reals
+    for left, operator, right in zip(node.sides, node.operators, node.sides[1:], strict=False):
+        if _is_name(right) and not _is_name(left) and operator in _MIRRORED:
+            left, operator, right = right, _MIRRORED[operator], left
+        if not _is_name(left) or _is_name(right) or operator not in _MIRRORED:
+            raise NotAFormula("no inequality in one variable")
+        bound = _scalar(right).doit()
+        if bound.free_symbols:
+            raise NotAFormula("no constant bound")
+        allowed = {
+            "<": lambda: sympy.Interval.open(-sympy.oo, bound),
+            "<=": lambda: sympy.Interval(-sympy.oo, bound),
+            ">": lambda: sympy.Interval.open(bound, sympy.oo),
+            ">=": lambda: sympy.Interval(bound, sympy.oo),
+            "=": lambda: sympy.FiniteSet(bound),
+            "!=": lambda: sympy.Complement(sympy.S.Reals, sympy.FiniteSet(bound)),
+        }[operator]()
+        found = sympy.Intersection(found, allowed)
+    return found
+
+
+def _same_set(left: Any, right: Any) -> bool:
+    if left == right:
+        return True
+    empty = sympy.SymmetricDifference(left, right).is_empty
+    return bool(empty)
+
+
+# --- matrices and ratios -----------------------------------------------------------------------------------------
+
+
+def _matrices(gold: Node, answer: Node) -> bool:
+    if isinstance(gold, Matrix) and isinstance(answer, Matrix):
+        return len(gold.rows) == len(answer.rows) and all(map(_in_order, gold.rows, answer.rows))
+    return False
+
+
+def _ratios(gold: Node, answer: Node) -> bool:
+    """``2 : 4`` is ``1 : 2``, and ``1/2`` if it has two terms."""
+    pairs = [_terms(node) for node in (gold, answer)]
+    if pairs[0] is None or pairs[1] is None or len(pairs[0]) != len(pairs[1]):
+        return False
+    left, right = pairs
+    if not left[0] or not right[0]:
+        return left == right
+    return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))
+
+
+def _terms(node: Node) -> list[Fraction] | None:
+    if isinstance(node, Number):
+        return [Fraction(node.value.numerator), Fraction(node.value.denominator)]
+    if isinstance(node, Ratio) and all(isinstance(term, Number) for term in node.terms):
+        return [term.value for term in node.terms if isinstance(term, Number)]
+    return None

@@ -1,0 +1,641 @@
+"""What an answer says: numbers, lists, intervals, relations, matrices, quantities, read from LaTeX or plain text.
+
+``parse`` reads the structure; what is left at the leaves is a number that is compared exactly, words, or a formula that
+``symbolic`` hands to Math-Verify's LaTeX parser when it comes to comparing. Nothing is evaluated here and every
+step takes linear or quadratic time in an answer of at most ``tidy.MAX_LENGTH`` characters.
+
+Left out: prose. What reads like a sentence, a doubt or a denial is no answer (``Unreadable``).
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Literal
+
+from envs.verify import units
+from envs.verify.tidy import tidy
+
+MAX_DIGITS = 4000
+"""Longest number that is read as one, in digits; Python itself refuses to print longer ones."""
+
+MAX_ITEMS = 1000
+MAX_DEPTH = 60
+"""How deep lists, brackets and relations may nest."""
+
+
+class Unreadable(ValueError):
+    """This is no answer that anybody could compare: empty, unbalanced, in doubt of itself, prose."""
+
+
+@dataclass(frozen=True)
+class Number:
+    """An exact value. ``digits``: significant digits if it is written as a decimal, which may stand for a rounded
+    value; None for an integer or a fraction."""
+
+    value: Fraction
+    digits: int | None = None
+
+
+@dataclass(frozen=True)
+class Formula:
+    """A scalar expression in tidy LaTeX, without blanks."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Words:
+    """A name, a choice, yes or no; compared as it is written (case aside, unless it is a single letter)."""
+
+    text: str
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """A value and what it counts. ``text`` is how it was written, should it be a product after all (``3 m``)."""
+
+    value: Node
+    unit: units.Unit
+    text: str
+
+
+@dataclass(frozen=True)
+class Group:
+    """Several values. ``brackets`` are ``()``, ``[]``, ``[)``, ``(]``, ``{}`` for a set, or none for a bare list.
+
+    Order matters within round and square brackets; two items in those may be an interval too.
+    """
+
+    brackets: Literal["()", "[]", "[)", "(]", "{}", ""]
+    items: tuple[Node, ...]
+
+
+@dataclass(frozen=True)
+class SetOperation:
+    """``left`` ∪, ∩ or ∖ ``right``: ``cup``, ``cap``, ``setminus``."""
+
+    operator: str
+    left: Node
+    right: Node
+
+
+@dataclass(frozen=True)
+class NamedSet:
+    """``R``, ``Z``, ``N``, ``Q``, ``C``, or ``empty``."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Relation:
+    """``sides[0] operators[0] sides[1] ...``; operators are ``= < > <= >= != in notin ~``."""
+
+    sides: tuple[Node, ...]
+    operators: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """Rows of cells, all of one length."""
+
+    rows: tuple[tuple[Node, ...], ...]
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """``a : b : ...``"""
+
+    terms: tuple[Node, ...]
+
+
+Node = Number | Formula | Words | Quantity | Group | SetOperation | NamedSet | Relation | Matrix | Ratio
+
+_DOUBT = re.compile(
+    r"(?<![A-Za-z\\])(?:not|isn't|isnt|never|cannot|can't|maybe|perhaps|possibly|probably|approximately|approx|about|around|"
+    r"roughly|nearly|almost|either|unsure|guess|might|could|unknown|undetermined|at least|at most|more than|less than|"
+    r"wait|hmm|\?\?+)(?![A-Za-z])|\\(?:neg|lnot|not|nexists|phantom|hphantom|vphantom|cancel|bcancel|xcancel|sout|st)(?![A-Za-z])|\?",
+    re.IGNORECASE,
+)
+# Whole answers that contain such a word and mean it.
+_MEANT = re.compile(
+    r"(?:can(?:not|'t) be|not (?:enough|possible|defined|unique|solvable|real|a )|does not exist|no |none|nothing|undetermined)"
+    r"[A-Za-z ]*",
+    re.IGNORECASE,
+)
+_PLACEHOLDERS = frozenset(
+    {"", "answer", "your answer", "your final answer", "final answer", "the answer", "answer here", "number", "...", r"\ldots", "?"}
+    | {"your answer here", "insert answer here", "result", "value", "_", "__", r"\_", r"\square", r"\cdot", "expression"}
+)
+
+_AND_OR = re.compile(r"(?:,[ ]*)?(?:\\text\{[ ]*(?:and|or)[ ]*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z}]))")
+_OPENERS, _CLOSERS = "([{", ")]}"
+_COMMAND = re.compile(r"\\(?:[A-Za-z]+|.)", re.DOTALL)
+_OPERATORS = {
+    r"\le": "<=",
+    r"\ge": ">=",
+    r"\ne": "!=",
+    r"\in": "in",
+    r"\notin": "notin",
+    r"\approx": "~",
+    r"\equiv": "=",
+    "<": "<",
+    ">": ">",
+    "=": "=",
+}
+_NAMED_SETS = {rf"\mathbb{{{name}}}": name for name in "RZNQC"} | {
+    r"\emptyset": "empty",
+    r"\{\}": "empty",
+    "DNE": "empty",
+}
+_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_TEXT = re.compile(r"\\text\{([^{}]*)\}")
+_WORDS = re.compile(r"\(?[A-Za-z][A-Za-z0-9 .'&-]*\)?")
+_WORD = re.compile(r"(?<![\\A-Za-z{])(?!sqrt|pi|sin|cos|tan|log|ln|exp)[A-Za-z]{2,}")
+_MATH_WORDS = frozenset("pi sqrt sin cos tan cot sec csc log ln exp arcsin arccos arctan infinity inf oo e i".split())
+
+
+def parse(text: str) -> Node:
+    """The structure of an answer, as a data set or a model wrote it. Raises ``Unreadable`` where there is none."""
+    try:
+        clean = tidy(text)
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+    plain = _TEXT.sub(r"\1", clean).strip()
+    if plain.lower() in _PLACEHOLDERS:
+        raise Unreadable("there is no answer in it")
+    if _DOUBT.search(plain) and not _MEANT.fullmatch(plain):
+        raise Unreadable("it denies or doubts what it says")
+    _check_balance(clean)
+    named = _named(plain)
+    if named is not None:
+        return named
+    return _list(_plain_operators(clean), MAX_DEPTH)
+
+
+_NUMBER_WORDS = {
+    word: number
+    for number, word in enumerate(
+        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
+        "eighteen nineteen twenty".split()
+    )
+}
+_SHORT_WORDS = frozenset("yes no odd all any day red sun mon tue wed thu fri sat am pm".split())
+
+
+def _named(plain: str) -> Words | Number | None:
+    """Words if the text is nothing else: a letter in brackets, or words that mathematics is not written in. A small
+    number's name is that number."""
+    if plain.lower() in _NUMBER_WORDS:
+        return Number(Fraction(_NUMBER_WORDS[plain.lower()]))
+    if not _WORDS.fullmatch(plain):
+        return None
+    bare = plain.strip("(). ")
+    found = re.findall(r"[A-Za-z]+", bare)
+    if not found or any(word.lower() in _MATH_WORDS for word in found):
+        return None
+    if len(found) > 12:
+        raise Unreadable("it is a sentence")
+    if len(bare) == 1:
+        return Words(bare) if plain != bare or bare.isupper() else None
+    if _based(plain) is not None or _AND_OR.search(plain):
+        return None
+    if re.fullmatch(r"[a-z]{2,3}", bare) and bare not in _SHORT_WORDS:
+        return None  # a product of variables, rather
+    return Words(" ".join(bare.split())) if re.fullmatch(r"[A-Za-z][A-Za-z .'&-]*", bare) else None
+
+
+def _check_balance(text: str) -> None:
+    depth = 0
+    for match in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+        if match[0] == "{":
+            depth += 1
+        elif match[0] == "}":
+            depth -= 1
+        if depth < 0:
+            break
+    if depth:
+        raise Unreadable("its braces don't match")
+
+
+def _plain_operators(text: str) -> str:
+    text = re.sub(r"!=|=/=", r"\\ne ", text)
+    text = re.sub(r"<=|=<", r"\\le ", text)
+    text = re.sub(r">=|=>", r"\\ge ", text)
+    text = re.sub(r"==|:=", "=", text)
+    return re.sub(r"(?<![A-Za-z\\])U(?=[ ]*[(\[])(?<=[)\] ]U)", r"\\cup ", text)
+
+
+def _pieces(text: str, separator: re.Pattern[str]) -> tuple[list[str], list[str]]:
+    """``text`` cut where ``separator`` matches outside all brackets, and what matched there."""
+    pieces, found, depth, start, position = [], [], 0, 0, 0
+    while position < len(text):
+        match = separator.match(text, position) if depth == 0 else None
+        if match and match.end() > position:
+            pieces.append(text[start:position])
+            found.append(match[0])
+            position = start = match.end()
+            continue
+        if text[position] == "\\":
+            command = _COMMAND.match(text, position)
+            step = command[0] if command else "\\"
+            if step in (r"\{", r"\langle", r"\lfloor", r"\lceil"):
+                depth += 1
+            elif step in (r"\}", r"\rangle", r"\rfloor", r"\rceil"):
+                depth -= 1
+            elif step == r"\begin":
+                depth += 1
+            elif step == r"\end":
+                depth -= 1
+            position += len(step)
+            continue
+        depth += (text[position] in _OPENERS) - (text[position] in _CLOSERS)
+        position += 1
+    pieces.append(text[start:])
+    return [piece.strip() for piece in pieces], found
+
+
+_SEPARATOR = re.compile(rf"[ ]*(?:{_AND_OR.pattern}|[,;])[ ]*")
+_SPACED = re.compile(rf"[ ]*(?:{_AND_OR.pattern}|;|,(?![0-9]{{3}}(?![0-9])))[ ]*")
+_THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
+
+
+def _list(text: str, depth: int, *, bracketed: bool = False) -> Node:
+    """A bare list, or what a single item is. Commas between groups of three digits are no separators outside brackets."""
+    if depth == 0:
+        raise Unreadable("it nests too deeply")
+    pieces, _ = _pieces(text, _SEPARATOR if bracketed or not _THOUSANDS.search(text) else _SPACED)
+    if any(not piece for piece in pieces):
+        pieces = [piece for piece in pieces if piece]
+        if not pieces:
+            raise Unreadable("there is no answer in it")
+    if len(pieces) > MAX_ITEMS:
+        raise Unreadable("it has too many items")
+    if len(pieces) == 1:
+        return _relation(pieces[0] if not bracketed else pieces[0], depth - 1)
+    items: list[Node] = []
+    for piece in pieces:
+        node = _relation(piece, depth - 1)
+        items.extend(node.items if isinstance(node, Group) and node.brackets == "" else [node])
+    return Group("", tuple(items))
+
+
+_RELATION = re.compile(r"[ ]*(?:\\(?:le|ge|ne|in|notin|approx|equiv)(?![A-Za-z])|[<>=])[ ]*")
+
+
+def _relation(text: str, depth: int) -> Node:
+    if depth <= 0:
+        raise Unreadable("it nests too deeply")
+    pieces, found = _pieces(text, _RELATION)
+    if not found:
+        return _set(text, depth - 1)
+    if pieces[0] == "" and len(pieces) > 1:  # "= 5": the answer to a question left of it
+        if found[0].strip() != "=":
+            raise Unreadable("a relation without its left side")
+        pieces, found = pieces[1:], found[1:]
+        if not found:
+            return _set(pieces[0], depth - 1)
+    if any(not piece for piece in pieces):
+        raise Unreadable("a relation without one of its sides")
+    operators = tuple(_OPERATORS[operator.strip()] for operator in found)
+    return Relation(tuple(_set(piece, depth - 1) for piece in pieces), operators)
+
+
+_SET_OPERATION = re.compile(r"[ ]*\\(?:cup|cap|setminus)(?![A-Za-z])[ ]*")
+
+
+def _set(text: str, depth: int) -> Node:
+    pieces, found = _pieces(text, _SET_OPERATION)
+    if any(not piece for piece in pieces):
+        raise Unreadable("a set operation without one of its sides" if found else "there is no answer in it")
+    node = _ratio(pieces[0], depth)
+    for operator, piece in zip(found, pieces[1:], strict=True):
+        node = SetOperation(operator.strip(" \\"), node, _ratio(piece, depth))
+    return node
+
+
+_COLON = re.compile(r"[ ]*:[ ]*")
+
+
+def _ratio(text: str, depth: int) -> Node:
+    pieces, found = _pieces(text, _COLON)
+    if found and all(re.fullmatch(r"[-+0-9./ ]+|[a-z]|\\(?:frac|sqrt).*", piece) for piece in pieces):
+        return Ratio(tuple(_bracketed(piece, depth) for piece in pieces))
+    return _bracketed(text, depth)
+
+
+_PAIRS = {r"\{": r"\}", r"\langle": r"\rangle", "(": ")", "[": "]", "{": "}"}
+
+
+def _bracketed(text: str, depth: int) -> Node:
+    """A tuple, an interval, a set, a list; or the scalar that brackets were put around."""
+    if depth <= 0:
+        raise Unreadable("it nests too deeply")
+    text = text.strip()
+    name = _NAMED_SETS.get(text.replace(" ", ""))
+    if name:
+        return NamedSet(name)
+    matrix = _MATRIX.fullmatch(text)
+    if matrix and matrix[1] not in ("vmatrix", "Vmatrix"):
+        return _matrix(matrix[2], depth - 1)
+    opener = next((o for o in _PAIRS if text.startswith(o)), None)
+    if opener is None or not _closes_at_end(text):
+        return _scalar(text, depth - 1)
+    closer = next((c for c in (*_PAIRS.values(),) if text.endswith(c) and len(c) > 1), text[-1])
+    inside = text[len(opener) : len(text) - len(closer)].strip()
+    if opener == r"\{" and closer == r"\}":
+        return _set_builder(inside, depth - 1) or Group("{}", _items(inside, depth - 1))
+    if opener == r"\langle" and closer == r"\rangle":
+        return Group("()", _items(inside, depth - 1))
+    if opener == "{" and closer == "}":
+        items = _items(inside, depth - 1)
+        return items[0] if len(items) == 1 else Group("{}", items)
+    if opener in "([" and closer in ")]":
+        items = _items(inside, depth - 1)
+        if len(items) == 1 and opener + closer in ("()", "[]"):
+            return items[0]
+        if len(items) >= 2:
+            brackets = opener + closer
+            assert brackets in ("()", "[]", "[)", "(]")
+            return Group(brackets, items)  # type: ignore[arg-type]
+    raise Unreadable("its brackets don't match")
+
+
+def _items(inside: str, depth: int) -> tuple[Node, ...]:
+    node = _list(inside, depth, bracketed=True)
+    return node.items if isinstance(node, Group) and node.brackets == "" else (node,)
+
+
+_SUCH_THAT = re.compile(r"[ ]*[|:][ ]*")
+
+
+def _set_builder(inside: str, depth: int) -> Node | None:
+    """``x | x > 3`` as the relation behind the bar; None for anything else."""
+    pieces, found = _pieces(inside, _SUCH_THAT)
+    if len(found) != 1 or not re.match(r"[A-Za-z](?![A-Za-z])|\\[a-z]+", pieces[0]):
+        return None
+    return _list(pieces[1], depth, bracketed=True)
+
+
+def _closes_at_end(text: str) -> bool:
+    """Whether the bracket that opens the text is closed by its last character, of whatever kind."""
+    depth, position = 0, 0
+    while position < len(text):
+        command = _COMMAND.match(text, position)
+        token = command[0] if command else text[position]
+        depth += (token in _PAIRS) - (token in _PAIRS.values())
+        position += len(token)
+        if depth == 0:
+            return position == len(text)
+    return False
+
+
+def _matrix(inside: str, depth: int) -> Matrix:
+    rows = [row for row in inside.split("\\\\") if row.strip()]
+    cells = tuple(tuple(_relation(cell.strip(), depth) for cell in row.split("&")) for row in rows)
+    if not cells or len({len(row) for row in cells}) != 1:
+        raise Unreadable("a matrix whose rows differ in length")
+    return Matrix(cells)
+
+
+_PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])[ ]*")
+
+
+def _scalar(text: str, depth: int) -> Node:
+    if depth <= 0:
+        raise Unreadable("it nests too deeply")
+    text = text.strip()
+    if not text:
+        raise Unreadable("there is no answer in it")
+    signs = _PLUS_MINUS.findall(text)
+    if len(signs) == 1:
+        before, after = _PLUS_MINUS.split(text)
+        plus = before + "+" + after if before.strip() else after
+        return Group("", (_scalar(plus, depth - 1), _scalar(before + "-" + after, depth - 1)))
+    based = _based(text)
+    if based is not None:
+        return based
+    number = exact(text)
+    if number is not None:
+        return number
+    quantity = _quantity(text, depth)
+    if quantity is not None:
+        return quantity
+    named = _named(_TEXT.sub(r"\1", text).strip())
+    if named is not None:
+        return named
+    in_text = _TEXT.fullmatch(text)
+    if in_text:
+        return _scalar(in_text[1], depth - 1)
+    return Formula(re.sub(r"[ ]+", " ", _TEXT.sub(r"\1", text)).strip())
+
+
+# Behind a value: a percent sign, degrees, a unit in \text{}, or words; each may be raised to a power.
+_MARK = re.compile(r"(.*?)[ ]*(?:\\?(%)|\^[ ]*\{?[ ]*(\\circ)[ ]*\}?[ ]*(?:\\text\{[ ]*\})?)", re.DOTALL)
+_UNIT_TEXT = re.compile(
+    r"(.*?)[ ]*((?:\\text\{[^{}]*\}[ ]*(?:\^[ ]*(?:[23]|\{[23]\})|/)?[ ]*)+(?:[A-Za-z]+)?)", re.DOTALL
+)
+_UNIT_WORDS = re.compile(r"(.*[0-9})\]])([ ]*)([A-Za-z][A-Za-z .'-]*(?:/[ ]*[A-Za-z]+)?(?:\^\{?[23]\}?|[23])?)", re.DOTALL)
+_TRIGONOMETRY = re.compile(r"sin|cos|tan|cot|sec|csc")
+_CURRENCY = re.compile(r"(-?)[ ]*\\text\{(dollar|euro)s?\}[ ]*(-?)(.*)", re.DOTALL)
+
+
+def _quantity(text: str, depth: int) -> Node | None:
+    currency = _CURRENCY.fullmatch(text)
+    if currency and currency[4]:
+        value = _scalar(currency[1] + currency[3] + currency[4], depth - 1)
+        return value if isinstance(value, Quantity) else _with_unit(value, currency[2], text)
+    mark = _MARK.fullmatch(text)
+    if mark and mark[1] and not (mark[3] and _TRIGONOMETRY.search(mark[1])):
+        return _with_unit(_scalar(mark[1], depth - 1), "percent" if mark[2] else "degree", text)
+    match = _UNIT_TEXT.fullmatch(text)
+    if match and match[1] and _ends_a_value(match[1]):
+        return _counted(match[1], _TEXT.sub(r" \1 ", match[2]), text, depth)
+    match = _UNIT_WORDS.fullmatch(text)
+    if match:
+        name = match[3].strip()
+        first = re.split(r"[ ./^0-9]", name)[0]
+        alone = bool(match[2]) and (len(first) > 1 or first in units.LETTERS)
+        if (alone or (len(first) > 1 and units.known(first))) and first.lower() not in _MATH_WORDS:
+            return _counted(match[1], name, text, depth)
+    return None
+
+
+def _counted(value: str, name: str, text: str, depth: int) -> Node | None:
+    name = " ".join(name.replace("{", "").replace("}", "").split())
+    first, _, rest = name.partition(" ")
+    if first.lower() in units.MULTIPLIERS and exact(value) is not None:
+        number = exact(value)
+        assert number is not None
+        scaled = Number(number.value * units.MULTIPLIERS[first.lower()], number.digits)
+        return scaled if not rest else _with_unit(scaled, rest, text)
+    base = re.fullmatch(r"(?:\(?base|in base)[ ]*([0-9a-z]+)\)?", name)
+    if base:
+        return _based(f"{value}_{{{base[1]}}}")
+    return _with_unit(_scalar(value, depth - 1), name, text)
+
+
+def _with_unit(value: Node, name: str, text: str) -> Quantity | None:
+    unit = units.unit(name)
+    if unit is None:
+        raise Unreadable(f"{name!r} behind a value")
+    if isinstance(value, Quantity) or (isinstance(value, Formula) and _WORD.search(value.text)):
+        raise Unreadable("two units behind a value, or words before it")
+    return Quantity(value, unit, re.sub(r"\s", "", _TEXT.sub(r"\1", text)))
+
+
+def _ends_a_value(text: str) -> bool:
+    return not text.rstrip().endswith(("+", "-", "*", "/", "^", "_", "="))
+
+
+# --- numbers -----------------------------------------------------------------------------------------------------
+
+_DIGITS = r"[0-9]++"
+_PLAIN = re.compile(rf"({_DIGITS})?(?:\.({_DIGITS})?)?")
+_GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]{1,3}(?:[ ][0-9]{3})+(?:\.[0-9]+)?")
+_SCIENTIFIC = re.compile(
+    r"(.*?)[ ]*(?:(?:\\times|\\cdot|\*|x)[ ]*10[ ]*(?:\^|\*\*)[ ]*(?:\{[ ]*([-+]?[0-9]{1,6})[ ]*\}|\(([-+]?[0-9]{1,6})\)|([-+]?[0-9]{1,6}))|(?<=[0-9.])[eE]([-+]?[0-9]{1,6}))"
+)
+_FRACTION = re.compile(r"\\frac[ ]*(?:\{([^{}]*)\}|([0-9]))[ ]*(?:\{([^{}]*)\}|([0-9]))")
+_MIXED = re.compile(rf"({_DIGITS})[ ]*(\\frac.*)|({_DIGITS})[ ]+({_DIGITS}[ ]?/[ ]?{_DIGITS})")
+_POWER = re.compile(r"([0-9]{1,6})[ ]*\^[ ]*(?:\{[ ]*([0-9]{1,5})[ ]*\}|([0-9]{1,5}))")
+_REPEATING = re.compile(
+    r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar|dot|overbar)[ ]*\{([0-9]+)\}|\\(?:overline|bar|dot)[ ]*([0-9])|\(([0-9]+)\))(?:\\ldots|\.{2,3})?"
+)
+_DOTS = re.compile(r"([0-9]*)\.([0-9]{2,})[ ]*(?:\\ldots|\.{2,})")
+_MAX_POWER_OF_TEN = 4000
+
+
+def exact(text: str) -> Number | None:
+    """The number that a tidy text is, or None: ``-1,234.5``, ``1 234``, ``\\frac{3}{4}``, ``3/4``, ``1 1/2``, ``6.02 \\times 10^{23}``,
+    ``2^{10}``, ``0.\\overline{3}``, ``0.1666...``. Nothing else is read as a number, and none above ``MAX_DIGITS`` digits."""
+    text = text.strip()
+    sign = 1
+    while text[:1] in ("-", "+"):
+        sign = -sign if text[0] == "-" else sign
+        text = text[1:].lstrip()
+        if text[:1] in ("-", "+") and sign:
+            return None
+    if len(text) > MAX_DIGITS or not text:
+        return None
+    found = _unsigned(text)
+    return None if found is None else Number(sign * found.value, found.digits)
+
+
+def _unsigned(text: str) -> Number | None:
+    if _GROUPS.fullmatch(text):
+        text = text.replace(",", "").replace(" ", "")
+    plain = _PLAIN.fullmatch(text)
+    if plain and (plain[1] or plain[2]):
+        return _decimal(plain[1] or "", plain[2], 0)
+    if text[0] not in "0123456789.\\":
+        return None
+    if text.startswith(r"\frac") or "/" in text:
+        return _fraction(text)
+    mixed = _MIXED.fullmatch(text)
+    if mixed:
+        whole, part = int(mixed[1] or mixed[3]), _fraction(mixed[2] or mixed[4])
+        if part is not None and part.digits is None and 0 <= part.value < 1:
+            return Number(whole + part.value)
+        return None
+    scientific = _SCIENTIFIC.fullmatch(text)
+    if scientific:
+        head = _PLAIN.fullmatch(scientific[1])
+        exponent = int(scientific[2] or scientific[3] or scientific[4] or scientific[5])
+        if head and (head[1] or head[2]) and abs(exponent) <= _MAX_POWER_OF_TEN:
+            return _decimal(head[1] or "", head[2], exponent)
+        return None
+    power = _POWER.fullmatch(text)
+    if power:
+        base, exponent = int(power[1]), int(power[2] or power[3])
+        return Number(Fraction(base**exponent)) if exponent * len(power[1]) <= _MAX_POWER_OF_TEN else None
+    return _endless(text)
+
+
+def _decimal(integer: str, decimals: str | None, exponent: int) -> Number:
+    digits = integer + (decimals or "")
+    value = Fraction(int(digits)) * Fraction(10) ** (exponent - len(decimals or ""))
+    if decimals is None and exponent >= 0:
+        return Number(value)
+    return Number(value, max(1, len(digits.lstrip("0"))))
+
+
+def _fraction(text: str) -> Number | None:
+    match = _FRACTION.fullmatch(text)
+    if match:
+        top, bottom = match[1] or match[2], match[3] or match[4]
+    elif text.count("/") == 1 and not text.startswith("\\"):
+        top, bottom = text.split("/")
+        mixed = _MIXED.fullmatch(text)
+        if mixed and mixed[3]:
+            part = _fraction(mixed[4])
+            return None if part is None or part.value >= 1 else Number(int(mixed[3]) + part.value)
+        if "\\" in text or " " in top.strip() or " " in bottom.strip():
+            return None
+    else:
+        return None
+    if top is None or bottom is None:
+        return None
+    numerator, denominator = exact(top), exact(bottom)
+    if numerator is None or denominator is None or not denominator.value:
+        return None
+    return Number(numerator.value / denominator.value)
+
+
+def _endless(text: str) -> Number | None:
+    """Repeating decimals: marked as such, or broken off by dots where what repeats is plain to see."""
+    match = _REPEATING.fullmatch(text)
+    if match:
+        start, period = match[2], match[3] or match[4] or match[5]
+        return _repeating(match[1], start, period)
+    match = _DOTS.fullmatch(text)
+    if match:
+        digits = match[2]
+        for length in range(1, len(digits) // 2 + 1):
+            period = digits[-length:]
+            repeats = 1
+            while digits.endswith(period * (repeats + 1)):
+                repeats += 1
+            if repeats >= (3 if length == 1 else 2) and set(period) != {"0"}:
+                return _repeating(match[1], digits[: len(digits) - length * repeats], period)
+        return _decimal(match[1], digits, 0)
+    return None
+
+
+def _repeating(integer: str, start: str, period: str) -> Number:
+    nines = 10 ** len(period) - 1
+    value = Fraction(int((integer + start) or "0") * nines + int(period), nines * 10 ** len(start))
+    return Number(value)
+
+
+_BASED = re.compile(r"\(?(-?)([0-9A-Za-z]+)\)?[ ]*_[ ]*(?:\{[ ]*(.*?)[ ]*\}|([0-9]))")
+_BASE_NAMES = {
+    name: base
+    for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
+} | {"sixteen": 16, "hex": 16}
+_PREFIXED = re.compile(r"0(?:b([01]+)|o([0-7]+)|x([0-9a-fA-F]+))")
+
+
+def _based(text: str) -> Number | None:
+    """An integer with its base as an index, ``1010_2``, or in a programmer's spelling, ``0x1F``; None for all else."""
+    text = _TEXT.sub(r"\1", text).strip()
+    prefixed = _PREFIXED.fullmatch(text)
+    if prefixed:
+        base = 2 if prefixed[1] else 8 if prefixed[2] else 16
+        return Number(Fraction(int(prefixed[1] or prefixed[2] or prefixed[3], base)))
+    match = _BASED.fullmatch(text)
+    if not match or len(match[2]) > MAX_DIGITS:
+        return None
+    name = (match[3] or match[4] or "").strip("() ").removeprefix("base").strip().lower()
+    base = int(name) if re.fullmatch(r"[0-9]{1,2}", name) else _BASE_NAMES.get(name, 0)
+    digits = match[2].upper()
+    if not 2 <= base <= 36 or not (any(map(str.isdigit, digits)) or (base == 16 and match[2].isupper())):
+        return None
+    values = [int(digit, 36) for digit in digits]
+    if max(values) >= base:
+        return None
+    value = 0
+    for digit in values:
+        value = value * base + digit
+    return Number(Fraction(-value if match[1] else value))

@@ -11,16 +11,16 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
-from envs.base import SPLITS, GeneratedSplit, SingleTurnEnv, check_split, make_prompt, split_of
+from envs.base import SPLITS, Answer, GeneratedSplit, SingleTurnEnv, check_split, make_prompt, split_of
 from envs.formats import Format, Plain, best_reward, checked_weights, grade_number
 from envs.verify.numbers import MAX_DIGITS
 from envs.word_problems import MAX_STEPS, word_problem
-from rlreason.types import Finish, Grade, Problem, Split
+from rlreason.types import Grade, Problem, Split
 
 OPERATIONS = ("+", "-", "*", "/")
 
@@ -99,10 +99,8 @@ class Arithmetic(SingleTurnEnv):
             return GeneratedSplit(len(expressions), lambda index: self._problem(expressions[index]))
         return GeneratedSplit(None, lambda index: self._problem(self._drawn_expression(name, index)))
 
-    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
-        return grade_number(
-            text, finish, answer=problem.answer, prompt=problem.prompt, format=self.format, weights=self.weights
-        )
+    def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
+        return [grade_number(answer, format=self.format, weights=self.weights) for answer in answers]
 
     def gold(self, problem: Problem) -> str:
         return self.format.gold(problem.meta["solution"], problem.answer)

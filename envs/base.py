@@ -47,11 +47,20 @@ class GeneratedSplit:
         return self.make(index)
 
 
+@dataclass(frozen=True)
+class Answer:
+    """A completion to grade. ``text`` has no end token; ``finish`` is ``length`` if the token limit cut it off."""
+
+    problem: Problem
+    text: str
+    finish: Finish
+
+
 class SingleTurnEnv(ABC):
     """An environment in which the policy writes one completion. Subclasses are final.
 
-    A subclass gives a name, its splits, a grade for a text, a gold completion, the largest reward and its manifest;
-    this class makes it a ``rlreason.types.Env``.
+    A subclass gives a name, its splits, grades for texts, a gold completion, the largest reward and its manifest; this
+    class makes it a ``rlreason.types.Env``.
     """
 
     @property
@@ -69,8 +78,8 @@ class SingleTurnEnv(ABC):
         """The problems of ``train``, ``validation`` or ``test``; ValueError for another name (see ``check_split``)."""
 
     @abstractmethod
-    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
-        """A verdict on a completion. ``text`` has no end token; ``finish`` is ``length`` if it was cut off."""
+    def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
+        """A verdict on each completion, in order: all at once, so that verifiers can work on several."""
 
     @abstractmethod
     def gold(self, problem: Problem) -> str:
@@ -93,8 +102,12 @@ class SingleTurnEnv(ABC):
         return [None] * len(conversations)
 
     def grade(self, episodes: Sequence[Episode]) -> list[Grade]:
-        """``grade_text`` for each episode, in order."""
-        return [self.grade_text(episode.problem, episode.text, episode.finish) for episode in episodes]
+        """The verdicts on what the policy wrote, in order."""
+        return self.grade_texts([Answer(episode.problem, episode.text, episode.finish) for episode in episodes])
+
+    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
+        """A verdict on one completion."""
+        return self.grade_texts([Answer(problem, text, finish)])[0]
 
     def validate(self) -> None:
         """Check the verifier without a model, on up to ``VALIDATED`` problems of each split.
@@ -106,22 +119,25 @@ class SingleTurnEnv(ABC):
             problems = _sample(self.split(name))
             if len({str(problem.answer) for problem in problems}) < 2:
                 raise ValueError(f"{self.name}: the {name} split has no two problems with different answers to check")
+            gold, corrupted = [], []
             for position, problem in enumerate(problems):
-                gold = self.gold(problem)
-                grade = self.grade_text(problem, gold, "stop")
-                if grade.correct is not True or not math.isclose(grade.reward, self.max_reward, abs_tol=1e-9):
-                    raise ValueError(
-                        f"{self.name}: problem {problem.id}: the gold completion should be correct and earn "
-                        f"{self.max_reward}, but {gold!r} got {grade}"
-                    )
                 others = problems[position + 1 :] + problems[:position]
                 wrong = next(other.answer for other in others if str(other.answer) != str(problem.answer))
-                corrupted = self.gold(replace(problem, answer=wrong))
-                for what, text in (("a corrupted gold completion", corrupted), ("an empty text", "")):
-                    grade = self.grade_text(problem, text, "stop")
+                gold.append(Answer(problem, self.gold(problem), "stop"))
+                corrupted.append(Answer(problem, self.gold(replace(problem, answer=wrong)), "stop"))
+            empty = [Answer(problem, "", "stop") for problem in problems]
+            for answer, grade in zip(gold, self.grade_texts(gold), strict=True):
+                if grade.correct is not True or not math.isclose(grade.reward, self.max_reward, abs_tol=1e-9):
+                    raise ValueError(
+                        f"{self.name}: problem {answer.problem.id}: the gold completion should be correct and earn "
+                        f"{self.max_reward}, but {answer.text!r} got {grade}"
+                    )
+            for what, answers in (("a corrupted gold completion", corrupted), ("an empty text", empty)):
+                for answer, grade in zip(answers, self.grade_texts(answers), strict=True):
                     if grade.correct is not False:
                         raise ValueError(
-                            f"{self.name}: problem {problem.id}: {what} should be incorrect, but {text!r} got {grade}"
+                            f"{self.name}: problem {answer.problem.id}: {what} should be incorrect, but "
+                            f"{answer.text!r} got {grade}"
                         )
 
 

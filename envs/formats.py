@@ -1,10 +1,10 @@
-"""How an answer is written down, and the grade of a numeric answer in such a format.
+"""How an answer is written down, and the grade of an answer in such a format.
 
 A format says what is added to the prompt, how the answer is extracted (strictly), how well the text keeps to the
-format, and what a perfect completion looks like. ``grade_number`` is the one place where numeric environments turn
+format, and what a perfect completion looks like. ``grade_number`` and ``grade_answers`` are where environments turn
 a text into a grade.
 
-Left out: answers that are not numbers. ``extract`` and ``score`` do not care, ``grade_number`` does.
+Left out: rewards for how the reasoning reads. A reward model is an environment of its own.
 
 What is known to be tolerated: with ``Plain``, and in the ``lenient`` part, whoever writes the right number last is
 right, whatever stands before it. That is why ``lenient`` has weight 0 unless a config says otherwise.
@@ -19,13 +19,16 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Protocol
 
+from envs.base import Answer
+from envs.verify import Extraction, Item, Verdict, Verifier
 from envs.verify.numbers import canonical, last_number, parse_number
-from rlreason.types import Finish, Grade, Message
+from rlreason.types import Grade, Message
 
 PARTS = ("accuracy", "format", "lenient")
-"""The parts of a numeric grade, each in [0, 1]: ``accuracy`` (the strictly extracted answer is right), ``format`` (the
-format's own score, where it has one), ``lenient`` (the last number of the text is right)."""
+"""The parts of a grade, each in [0, 1]: ``accuracy`` (the strictly extracted answer is right), ``format`` (the format's
+own score, where it has one), ``lenient`` (an answer is found in whatever form, and right)."""
 
+_BOXED = Extraction(("boxed",))
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
 _TAG = re.compile(r"(</?(?:think|answer)>)")
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -96,6 +99,24 @@ class Hash:
 
 
 @dataclass(frozen=True)
+class Boxed:
+    """The usual format of competition mathematics (Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874): the
+    answer in ``\\boxed{}``, after the thinking where there is some. Boxes that differ give no answer."""
+
+    instruction: str = "Reason step by step, and put the final answer within \\boxed{}."
+
+    def extract(self, text: str) -> str | None:
+        return _BOXED(text)
+
+    def score(self, text: str) -> float | None:
+        """1.0 if there is an answer in a box."""
+        return float(self.extract(text) is not None)
+
+    def gold(self, reasoning: str, answer: str) -> str:
+        return f"{reasoning}\nThe answer is $\\boxed{{{answer}}}$.".lstrip()
+
+
+@dataclass(frozen=True)
 class R1:
     """DeepSeek-R1-Zero's format (https://arxiv.org/abs/2501.12948, table 1): ``<think>…</think><answer>…</answer>``."""
 
@@ -161,46 +182,80 @@ def best_reward(format: Format, weights: Mapping[str, float]) -> float:
     return sum(weight for part, weight in weights.items() if part != "format" or format.score("") is not None)
 
 
-def grade_number(
-    text: str,
-    finish: Finish,
-    *,
-    answer: str,
-    prompt: Sequence[Message],
-    format: Format,
-    weights: Mapping[str, float],
-) -> Grade:
-    """Grade a completion whose answer is a number.
+def grade_number(answer: Answer, *, format: Format, weights: Mapping[str, float]) -> Grade:
+    """Grade a completion whose answer is a number, at once and without a verifier's help.
 
-    ``answer`` is the right number as a string. The reward is the weighted sum of the parts (see ``PARTS``; a part
-    without a weight counts 0); ``Grade.parts`` holds them unweighted, all of them, so that each is logged. ``correct``
-    is the strict verdict, ``answer`` the canonical strict answer; without one the status is ``unparseable``.
+    The problem's answer is the right number as a string. The reward is the weighted sum of the parts (see ``PARTS``; a
+    part without a weight counts 0); ``Grade.parts`` holds them unweighted, all of them, so that each is logged.
+    ``correct`` is the strict verdict, ``answer`` the canonical strict answer; without one the status is
+    ``unparseable``.
 
     Two things never count as an answer: a verbatim copy of the prompt, or of its question, whose last number happens
     to be right; and a number that the token limit may have cut off (``finish`` is ``length`` and it ends the text).
     After a truncation without a strict answer, ``lenient`` is 0.
 
-    Raises ValueError if ``answer`` is not a number: an unreadable gold answer must never pay.
+    Raises ValueError if the problem's answer is not a number: an unreadable gold answer must never pay.
     """
-    gold = parse_number(answer)
+    gold = parse_number(answer.problem.answer)
     if gold is None:
-        raise ValueError(f"the problem's own answer, {answer!r}, is not a number")
-    body = _without_echo(text, prompt, format.instruction)
-    if finish == "length":
-        body = body.rstrip("0123456789.,/")
+        raise ValueError(f"the problem's own answer, {answer.problem.answer!r}, is not a number")
+    body = _body(answer, format)
     strict = _number(format.extract(body))
-    last = _number(last_number(body)) if strict is not None or finish != "length" else None
-    parts = {"accuracy": float(strict == gold), "lenient": float(last == gold)}
-    format_score = format.score(text)
+    last = _number(last_number(body)) if strict is not None or answer.finish != "length" else None
+    verdict = Verdict(
+        strict == gold, "unparseable" if strict is None else "ok", None if strict is None else canonical(strict)
+    )
+    return _grade(answer, verdict, lenient=last == gold, format=format, weights=weights)
+
+
+def grade_answers(
+    answers: Sequence[Answer], verifier: Verifier, *, format: Format, weights: Mapping[str, float]
+) -> list[Grade]:
+    """Grade completions whose answers are mathematics, as ``grade_number`` does for numbers, by a verifier.
+
+    ``accuracy`` is the verdict on what the format extracts, ``lenient`` that on whatever the verifier's own
+    extraction finds in the whole text. A check that failed for no fault of the policy's gives status ``error``, and
+    that row no reward.
+
+    Raises ValueError if a problem's own answer can't be read.
+    """
+    bodies = [_body(answer, format) for answer in answers]
+    strict = [format.extract(body) for body in bodies]
+    asked = [place for place, found in enumerate(strict) if found is not None]
+    items = [Item(answers[place].problem.answer, strict[place] or "") for place in asked]
+    items += [
+        Item(answer.problem.answer, body, whole=True, finished=answer.finish != "length")
+        for answer, body in zip(answers, bodies, strict=True)
+    ]
+    verdicts = verifier.check(items)
+    by_format = dict(zip(asked, verdicts, strict=False))
+    return [
+        _grade(
+            answer,
+            by_format.get(place, Verdict(False, "unparseable")),
+            lenient=verdicts[len(asked) + place].correct,
+            format=format,
+            weights=weights,
+        )
+        for place, answer in enumerate(answers)
+    ]
+
+
+def _grade(answer: Answer, verdict: Verdict, *, lenient: bool, format: Format, weights: Mapping[str, float]) -> Grade:
+    if verdict.status == "error":
+        return Grade(0.0, None, "error")
+    parts = {"accuracy": float(verdict.correct), "lenient": float(lenient)}
+    format_score = format.score(answer.text)
     if format_score is not None:
         parts["format"] = format_score
-    return Grade(
-        reward=sum(weights.get(part, 0.0) * value for part, value in parts.items()),
-        correct=strict == gold,
-        status="unparseable" if strict is None else "ok",
-        parts=parts,
-        answer=None if strict is None else canonical(strict),
-    )
+    reward = sum(weights.get(part, 0.0) * value for part, value in parts.items())
+    return Grade(reward, verdict.correct, verdict.status, parts, verdict.answer)
+
+
+def _body(answer: Answer, format: Format) -> str:
+    """The text without echoes of the prompt and without a number at its end that may have been cut off."""
+    body = _without_echo(answer.text, answer.problem.prompt, format.instruction)
+    return body.rstrip("0123456789.,/") if answer.finish == "length" else body
 
 
 def _number(text: str | None) -> Fraction | None:

@@ -14,17 +14,18 @@ import hashlib
 import random
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, GeneratedSplit, ListSplit, SingleTurnEnv, check_split, make_prompt, split_of
-from envs.formats import R1, Format, best_reward, checked_weights, grade_number
+from envs.base import SPLITS, Answer, GeneratedSplit, ListSplit, SingleTurnEnv, check_split, make_prompt, split_of
+from envs.formats import R1, Format, best_reward, checked_weights, grade_answers
 from envs.rows import hold_out, hub_tables, local_rows, malformed
+from envs.verify import MathVerifier, Verifier
 from envs.verify.numbers import canonical, parse_number
 from envs.word_problems import MAX_STEPS, WordProblem, word_problem
-from rlreason.types import Finish, Grade, Message, Problem, Split
+from rlreason.types import Grade, Message, Problem, Split
 
 SOURCES = ("auto", "hub", "local", "synthetic")
 
@@ -71,7 +72,7 @@ EXAMPLE = _Example(
 
 @dataclass(frozen=True)
 class Gsm8k(SingleTurnEnv):
-    """GSM8K, graded by exact comparison of the final number. Data are read on construction.
+    """GSM8K, graded by the value of the final answer. Data are read on construction.
 
     ``source``:
 
@@ -105,6 +106,7 @@ class Gsm8k(SingleTurnEnv):
     worked_example: bool = False
     seed: int = 0
     weights: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2, "lenient": 0.0})
+    verifier: Verifier = field(default_factory=MathVerifier)
     _data: _Data = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -139,10 +141,8 @@ class Gsm8k(SingleTurnEnv):
         check_split(name)
         return self._data.splits[name]
 
-    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
-        return grade_number(
-            text, finish, answer=problem.answer, prompt=problem.prompt, format=self.format, weights=self.weights
-        )
+    def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
+        return grade_answers(answers, self.verifier, format=self.format, weights=self.weights)
 
     def gold(self, problem: Problem) -> str:
         return self.format.gold(problem.meta["solution"], problem.answer)
@@ -165,6 +165,7 @@ class Gsm8k(SingleTurnEnv):
             "sizes": {name: self.split(name).size for name in SPLITS},
             "format": {"type": type(self.format).__name__, "instruction": self.format.instruction},
             "weights": dict(self.weights),
+            "verifier": str(self.verifier),
         }
 
     def _load(self) -> _Data:

@@ -1,36 +1,41 @@
-"""Competition mathematics: rows of a problem and its answer, from the Hugging Face hub or a local folder.
+"""Mathematics: rows of a problem and its answer, from the Hugging Face hub or a local folder, graded by sympy.
 
-Answers are numbers here, compared exactly. Rows whose answer is none (a surd, an interval, an expression) are left out,
-and the manifest says how many. MATH is of Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874.
+``env=math`` is MATH (Hendrycks et al. 2021, https://arxiv.org/abs/2103.03874); ``math500``, ``aime``, ``amc`` and
+``svamp`` are the same class with other data. Answers may be whatever ``envs.verify`` can compare: numbers, formulas,
+intervals, sets, matrices, words.
 
-Left out: symbolic equivalence. It takes a verifier that can be killed, since a policy's expression may take forever.
+Left out: proofs, and answers that only a person or a model can judge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, SingleTurnEnv, check_split, make_prompt
-from envs.formats import R1, Format, best_reward, checked_weights, grade_number
+from envs.base import SPLITS, Answer, ListSplit, SingleTurnEnv, check_split, make_prompt
+from envs.formats import Boxed, Format, best_reward, checked_weights, grade_answers
 from envs.rows import hold_out, hub_tables, local_rows, malformed
-from envs.verify.numbers import canonical, parse_number
-from rlreason.types import Finish, Grade, Problem, Split
+from envs.verify import Extraction, MathVerifier, Verifier, check_gold
+from rlreason.types import Grade, Problem, Split
 
 _FILES = {"train": "train.jsonl", "test": "test.jsonl"}
-_EXAMPLE_ROW = '{"problem": "...", "answer": "18"}'
-_WHAT_TO_DO = "Give a folder with train.jsonl and test.jsonl (env.source=local env.data_dir=<folder>)."
+_BOXED = Extraction(("boxed",), after_thinking=False)
 
 
 @dataclass(frozen=True)
 class Math(SingleTurnEnv):
-    """Problems with numeric answers. Data are read on construction.
+    """Problems with answers that can be compared. Data are read on construction.
 
     ``source`` ``hub`` reads ``dataset`` (its ``config``, at ``revision``), ``local`` the files ``train.jsonl`` and
-    ``test.jsonl`` of ``data_dir``; rows have ``problem`` and ``answer``, and may have ``solution``. ``num_validation``
-    rows are held out of train, the same ones for equal data and ``seed``.
+    ``test.jsonl`` of ``data_dir``. ``problem_key`` and ``answer_key`` are the columns of problem and answer, several
+    ones joined by blanks; an answer in ``\\boxed{}`` is taken out of it, so that a column of solutions will do.
+    ``splits`` says which split of the data is ``train`` and which ``test``; without a ``train`` the environment is
+    for evaluation. Of ``train`` ``num_validation`` rows are held out, the same ones for equal data and ``seed``.
+
+    A right answer that can't be read is an error, unless ``skip_unreadable``: then its row is left out, and the
+    manifest says how many there were.
 
     Raises FileNotFoundError for a missing folder or file, ConnectionError if the hub can't be reached, and ValueError
     for settings that make no sense and, naming file and line, for malformed rows.
@@ -41,30 +46,41 @@ class Math(SingleTurnEnv):
     dataset: str = "nlile/hendrycks-MATH-benchmark"
     config: str = "default"
     revision: str | None = None
+    splits: Mapping[str, str | None] = field(default_factory=lambda: {"train": "train", "test": "test"})
+    problem_key: str | Sequence[str] = "problem"
+    answer_key: str = "answer"
+    skip_unreadable: bool = False
     num_validation: int = 200
-    format: Format = field(default_factory=R1)
+    format: Format = field(default_factory=Boxed)
     system: str | None = None
     seed: int = 0
-    weights: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2, "lenient": 0.0})
+    weights: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.0, "lenient": 0.0})
+    verifier: Verifier = field(default_factory=MathVerifier)
     name: str = "math"
-    _splits: Mapping[str, Split] = field(init=False, repr=False, compare=False)
+    _problems: Mapping[str, Split] = field(init=False, repr=False, compare=False)
     _details: Mapping[str, Any] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "weights", checked_weights(self.weights))
         if self.source not in ("hub", "local"):
-            raise ValueError(f"math: source is {self.source!r}; it must be hub or local")
+            raise ValueError(f"{self.name}: source is {self.source!r}; it must be hub or local")
         if (self.source == "local") != (self.data_dir is not None):
-            raise ValueError("math: source=local goes with env.data_dir=<folder with train.jsonl and test.jsonl>")
+            raise ValueError(f"{self.name}: source=local goes with env.data_dir=<folder with the .jsonl files>")
         if self.num_validation < 1:
-            raise ValueError(f"math: num_validation is {self.num_validation}; it must be at least 1")
+            raise ValueError(f"{self.name}: num_validation is {self.num_validation}; it must be at least 1")
+        if not set(self.splits) <= set(_FILES) or self.splits.get("test") is None:
+            raise ValueError(f"{self.name}: splits are {dict(self.splits)}; they must name test, and may name train")
         rows, details = (
             self._hub_rows() if self.data_dir is None else self._local_rows(Path(self.data_dir).expanduser())
         )
-        problems = {split: self._problems(split, found) for split, found in rows.items()}
+        problems = {split: self._read(split, found) for split, found in rows.items()}
         left_out = {split: len(found) - len(problems[split]) for split, found in rows.items()}
-        splits = hold_out(problems["train"], problems["test"], self.num_validation, env="math", seed=self.seed)
-        object.__setattr__(self, "_splits", splits)
+        found = (
+            hold_out(problems["train"], problems["test"], self.num_validation, env=self.name, seed=self.seed)
+            if "train" in problems
+            else {"test": ListSplit(problems["test"])}
+        )
+        object.__setattr__(self, "_problems", found)
         object.__setattr__(self, "_details", {**details, "left_out": left_out})
 
     @property
@@ -73,12 +89,15 @@ class Math(SingleTurnEnv):
 
     def split(self, name: str) -> Split:
         check_split(name)
-        return self._splits[name]
+        if name not in self._problems:
+            raise ValueError(
+                f"{self.name} is for evaluation and has no {name} split: evaluate with split=test, or train on other "
+                "data, such as env=math"
+            )
+        return self._problems[name]
 
-    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
-        return grade_number(
-            text, finish, answer=problem.answer, prompt=problem.prompt, format=self.format, weights=self.weights
-        )
+    def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
+        return grade_answers(answers, self.verifier, format=self.format, weights=self.weights)
 
     def gold(self, problem: Problem) -> str:
         return self.format.gold(problem.meta["solution"], problem.answer)
@@ -88,13 +107,33 @@ class Math(SingleTurnEnv):
             "name": self.name,
             **self._details,
             "seed": self.seed,
-            "sizes": {name: self.split(name).size for name in SPLITS},
+            "sizes": {name: self._problems[name].size for name in SPLITS if name in self._problems},
             "format": {"type": type(self.format).__name__, "instruction": self.format.instruction},
             "weights": dict(self.weights),
+            "verifier": str(self.verifier),
         }
 
+    @property
+    def _columns(self) -> tuple[str, ...]:
+        return (self.problem_key,) if isinstance(self.problem_key, str) else tuple(self.problem_key)
+
+    @property
+    def _theirs(self) -> dict[str, str]:
+        """The splits of the data that are read, by ours."""
+        return {split: theirs for split, theirs in self.splits.items() if theirs is not None}
+
+    @property
+    def _what_to_do(self) -> str:
+        files = " and ".join(_FILES[split] for split in self._theirs)
+        return f"Give a folder with {files} (env.source=local env.data_dir=<folder>)."
+
+    @property
+    def _example(self) -> str:
+        return "{" + ", ".join(f'"{key}": "..."' for key in self._columns) + f', "{self.answer_key}": "18"' + "}"
+
     def _local_rows(self, folder: Path) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
-        rows, hashes = local_rows(folder, _FILES, env="math", example=_EXAMPLE_ROW, what_to_do=_WHAT_TO_DO)
+        files = {split: _FILES[split] for split in self._theirs}
+        rows, hashes = local_rows(folder, files, env=self.name, example=self._example, what_to_do=self._what_to_do)
         return rows, {"source": "local", "data_dir": str(folder.resolve()), "sha256": hashes}
 
     def _hub_rows(self) -> tuple[dict[str, list[tuple[str, Any]]], dict[str, Any]]:
@@ -102,29 +141,40 @@ class Math(SingleTurnEnv):
             self.dataset,
             self.config,
             self.revision,
-            env="math",
-            splits=_FILES,
-            columns=("problem", "answer"),
-            what_to_do=_WHAT_TO_DO,
+            env=self.name,
+            splits=self._theirs.values(),
+            columns=(*self._columns, self.answer_key),
+            what_to_do=self._what_to_do,
         )
         rows = {
-            split: [(f"{self.dataset}, {split}, row {place}", row) for place, row in enumerate(tables[split])]
-            for split in _FILES
+            split: [(f"{self.dataset}, {theirs}, row {place}", row) for place, row in enumerate(tables[theirs])]
+            for split, theirs in self._theirs.items()
         }
         return rows, {"source": "hub", "dataset": self.dataset, "config": self.config, "revision": revision}
 
-    def _problems(self, split: str, rows: Iterable[tuple[str, Any]]) -> list[Problem]:
-        """Rows with a numeric answer; ids are ``math/<split>/<row from 0>``. ValueError for a malformed row."""
+    def _read(self, split: str, rows: Iterable[tuple[str, Any]]) -> list[Problem]:
+        """Problems; ids are ``<name>/<split>/<row from 0>``. ValueError for a malformed row."""
         problems = []
         for place, (where, row) in enumerate(rows):
             if not isinstance(row, Mapping):
-                raise malformed(where, "this is not a JSON object", _EXAMPLE_ROW)
-            for key in ("problem", "answer"):
+                raise malformed(where, "this is not a JSON object", self._example)
+            for key in self._columns:
                 if not isinstance(row.get(key), str) or not row[key].strip():
-                    raise malformed(where, f"{key!r} is missing, empty or not a string", _EXAMPLE_ROW)
-            value = parse_number(row["answer"])
-            if value is not None:
-                prompt = make_prompt(row["problem"].strip(), self.format.instruction, self.system)
-                meta = {"solution": str(row.get("solution") or ""), "level": row.get("level")}
-                problems.append(Problem(f"math/{split}/{place}", prompt, canonical(value), meta))
+                    raise malformed(where, f"{key!r} is missing, empty or not a string", self._example)
+            answer = row.get(self.answer_key)
+            if isinstance(answer, bool) or not isinstance(answer, str | int | float) or not str(answer).strip():
+                raise malformed(where, f"{self.answer_key!r} is missing, empty or no answer", self._example)
+            answer = str(answer).strip()
+            answer = (_BOXED(answer) or "") if "\\boxed" in answer else answer
+            try:
+                check_gold(answer)
+            except ValueError as error:
+                if self.skip_unreadable:
+                    continue
+                what = f"{error}; env.skip_unreadable=true leaves such rows out"
+                raise malformed(where, what, self._example) from None
+            question = " ".join(row[key].strip() for key in self._columns)
+            prompt = make_prompt(question, self.format.instruction, self.system)
+            meta = {"solution": str(row.get("solution") or ""), "level": row.get("level")}
+            problems.append(Problem(f"{self.name}/{split}/{place}", prompt, answer, meta))
         return problems

@@ -10,7 +10,7 @@
 """
 
 from envs.verify.extract import Extraction
-from envs.verify.judge import Verdict, check_gold
+from envs.verify.verdict import Verdict, check_gold
 from envs.verify.verifier import Item, MathVerifier, Verifier
 
 __all__ = ["Extraction", "Item", "MathVerifier", "Verdict", "Verifier", "check_gold"]

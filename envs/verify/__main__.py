@@ -1,8 +1,8 @@
 """``python -m envs.verify score FILE.jsonl``: how good a verifier is on labelled answers, and how fast.
 
-Rows are ``{"id", "gold", "completion" or "prediction", "expected"}``: ``completion`` is a whole answer text, ``prediction`` the
-bare answer; ``"finish": "length"`` marks a completion that was cut off. Any class with the ``Verifier`` protocol can be put
-under it: ``--verifier path.to.Class``.
+Rows are ``{"id", "gold", "completion" or "prediction", "expected"}``: ``completion`` is a whole answer text,
+``prediction`` the bare answer; ``"finish": "length"`` marks a completion that was cut off. Any class with the
+``Verifier`` protocol can be put under it: ``--verifier path.to.Class``.
 
 Left out: choosing which rows to trust. Labels are taken as they are.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from envs.rows import json_lines, malformed
-from envs.verify.judge import Verdict, check_gold
+from envs.verify.verdict import Verdict, check_gold
 from envs.verify.verifier import Item, MathVerifier, Verifier
 
 _EXAMPLE = r'{"id": "1", "gold": "1/2", "completion": "... \\boxed{0.5}", "expected": true}'
@@ -39,7 +39,8 @@ class Row:
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The labelled rows of a file. Raises FileNotFoundError, and ValueError naming file and line for a bad row or a right answer that can't be read."""
+    """The labelled rows of a file. Raises FileNotFoundError, and ValueError naming file and line for a bad row or a
+    right answer that can't be read."""
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}")
     rows = []
@@ -66,13 +67,17 @@ def read_rows(path: Path) -> list[Row]:
 
 
 def score(rows: Sequence[Row], verifier: Verifier) -> dict[str, Any]:
-    """Accuracy, mistakes by id, timeouts, throughput (checks a second of one call over all rows, workers warm) and the latency of single checks in
-    milliseconds."""
+    """Accuracy, mistakes by id, timeouts, throughput (checks a second of one call over all rows, workers warm) and
+    the latency of single checks in milliseconds."""
     items = [row.item for row in rows]
     verifier.check([Item("1", "1")] * 64)  # workers start
     start = time.perf_counter()
     verdicts: list[Verdict] = verifier.check(items)
     seconds = time.perf_counter() - start
+    close = getattr(verifier, "close", None)
+    if callable(close):  # new workers, which remember nothing of these rows
+        close()
+        verifier.check([Item("1", "1")] * 64)
     latencies = []
     for item in items[:: max(1, len(items) // _LATENCIES)]:
         begun = time.perf_counter()
@@ -111,10 +116,12 @@ def _load(path: str) -> Verifier:
     try:
         verifier = getattr(importlib.import_module(module), name)()
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise ValueError(f"--verifier {path}: {error}; it must be the path of a class without required arguments") from error
+        raise ValueError(
+            f"--verifier {path}: {error}; it must be the path of a class without required arguments"
+        ) from error
     if not callable(getattr(verifier, "check", None)):
         raise ValueError(f"--verifier {path}: it has no method check(items); see envs.verify.Verifier")
-    return verifier  # type: ignore[no-any-return]
+    return verifier
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,8 +1,8 @@
 """Whether an answer says the same as the right one.
 
-``equal`` takes the structures that ``expression.parse`` found. What the problem's answer does not say, the policy's need not
-say either (``5`` for ``x = 5`` or ``5 km``), but what both say must agree (``y = 5`` is not ``x = 5``, ``5 m`` is not ``5 km``).
-What is not understood equals only what is written in the same way.
+``equal`` takes the structures that ``expression.parse`` found. What the problem's answer does not say, the policy's
+need not say either (``5`` for ``x = 5`` or ``5 km``), but what both say must agree (``y = 5`` is not ``x = 5``, ``5
+m`` is not ``5 km``). What is not understood equals only what is written in the same way.
 
 Left out: general systems of equations and inequalities in several variables, beyond a multiple of one relation.
 """
@@ -77,6 +77,8 @@ def _words(gold: Node, answer: Node) -> bool:
 
 def _quantities(gold: Node, answer: Node) -> bool:
     if isinstance(gold, Quantity) and isinstance(answer, Quantity):
+        if {gold.unit.dimension, answer.unit.dimension} == {"degree", "radian"}:
+            return equal(_in_radians(gold), _in_radians(answer))
         if gold.unit.dimension != answer.unit.dimension:
             return False
         if gold.unit.factor == answer.unit.factor:
@@ -93,6 +95,18 @@ def _quantities(gold: Node, answer: Node) -> bool:
         return equal(quantity.value, other) or equal(part, other)
     value = quantity.value
     return equal(value, other) if quantity is gold else equal(other, value)
+
+
+def _in_radians(angle: Quantity) -> Node:
+    if angle.unit.dimension == "radian" or not isinstance(angle.value, Number | Formula):
+        return angle.value
+    return Formula(rf"\frac{{\pi}}{{180}} \cdot ({_written(angle.value)})")
+
+
+def _written(value: Number | Formula) -> str:
+    if isinstance(value, Formula):
+        return value.text
+    return rf"\frac{{{value.value.numerator}}}{{{value.value.denominator}}}"
 
 
 def _scaled(value: Node, factor: Fraction) -> Node:
@@ -116,12 +130,14 @@ def _is_name(node: Node) -> bool:
     """Whether it only names what is asked for: ``x``, ``f(x)``, ``AB``, ``\\angle ABC``, words."""
     if isinstance(node, Formula):
         return _NAME.fullmatch(node.text) is not None and node.text not in ("e", "i", r"\pi", r"\infty")
+    if isinstance(node, Group):
+        return node.brackets == "()" and all(map(_is_name, node.items))
     return isinstance(node, Words)
 
 
 def _assigned(node: Relation) -> tuple[Node | None, list[Node]]:
-    """What a chain of equalities says: the name on its left or right, if any, and the values, all of which are to agree.
-    Without values if it contradicts itself (``1 = 2``) or says something else."""
+    """What a chain of equalities says: the name on its left or right, if any, and the values, all of which are to
+    agree. Without values if it contradicts itself (``1 = 2``) or says something else."""
     if not set(node.operators) <= {"=", "~"}:
         return None, []
     sides = list(node.sides)
@@ -193,7 +209,10 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
         return gold.operators == answer.operators and all(map(equal, gold.sides, answer.sides))
     if not left.free_symbols or left.free_symbols != right.free_symbols:
         return False
-    point = {symbol: sympy.Rational(7 + 4 * place, 5 + place) for place, symbol in enumerate(sorted(left.free_symbols, key=str))}
+    point = {
+        symbol: sympy.Rational(7 + 4 * place, 5 + place)
+        for place, symbol in enumerate(sorted(left.free_symbols, key=str))
+    }
     here, there = (sympy.N(side.subs(point), 30) for side in (left, right))
     if not here.is_real or not there.is_real or there == 0:
         return False
@@ -224,14 +243,28 @@ def _collections(gold: Node, answer: Node) -> bool:
         words, other = (gold, answer) if isinstance(gold, Words) else (answer, gold)
         assert isinstance(words, Words)
         return other == NamedSet("empty") and words.text.casefold() in _EMPTY_WORDS
-    if isinstance(gold, Group) and gold.brackets == "{}" and len(gold.items) == 1 and not isinstance(answer, SetOperation | NamedSet):
+    if (
+        isinstance(gold, Group)
+        and gold.brackets == "{}"
+        and len(gold.items) == 1
+        and not isinstance(answer, SetOperation | NamedSet)
+    ):
         return equal(gold.items[0], answer)
     left, right = _as_set(gold), _as_set(answer)
     return left is not None and right is not None and _same_set(left, right)
 
 
 _EMPTY_WORDS = frozenset(
-    {"no solution", "no solutions", "no real solution", "no real solutions", "none", "empty set", "the empty set", "does not exist"}
+    {
+        "no solution",
+        "no solutions",
+        "no real solution",
+        "no real solutions",
+        "none",
+        "empty set",
+        "the empty set",
+        "does not exist",
+    }
 )
 
 
@@ -305,7 +338,8 @@ def _set(node: Node) -> Any:
 
 
 def _solutions(node: Relation) -> Any:
-    """The real numbers that ``1 < x <= 4`` or ``x != 3`` allows: a name on one side of each sign, a constant on the other."""
+    """The real numbers that ``1 < x <= 4`` or ``x != 3`` allows: a name on one side of each sign, a constant on the
+    other."""
     if node.operators == ("in",) and _is_name(node.sides[0]):
         return _set(node.sides[1])
     found: Any = sympy.S.Reals
@@ -347,10 +381,9 @@ def _matrices(gold: Node, answer: Node) -> bool:
 
 def _ratios(gold: Node, answer: Node) -> bool:
     """``2 : 4`` is ``1 : 2``, and ``1/2`` if it has two terms."""
-    pairs = [_terms(node) for node in (gold, answer)]
-    if pairs[0] is None or pairs[1] is None or len(pairs[0]) != len(pairs[1]):
+    left, right = _terms(gold), _terms(answer)
+    if left is None or right is None or len(left) != len(right):
         return False
-    left, right = pairs
     if not left[0] or not right[0]:
         return left == right
     return all(a * right[0] == b * left[0] for a, b in zip(left, right, strict=True))

@@ -125,8 +125,31 @@ _MEANT = re.compile(
     re.IGNORECASE,
 )
 _PLACEHOLDERS = frozenset(
-    {"", "answer", "your answer", "your final answer", "final answer", "the answer", "answer here", "number", "...", r"\ldots", "?"}
-    | {"your answer here", "insert answer here", "result", "value", "_", "__", r"\_", r"\square", r"\cdot", "expression"}
+    {
+        "",
+        "answer",
+        "your answer",
+        "your final answer",
+        "final answer",
+        "the answer",
+        "answer here",
+        "number",
+        "...",
+        r"\ldots",
+        "?",
+    }
+    | {
+        "your answer here",
+        "insert answer here",
+        "result",
+        "value",
+        "_",
+        "__",
+        r"\_",
+        r"\square",
+        r"\cdot",
+        "expression",
+    }
 )
 
 _AND_OR = re.compile(r"(?:,[ ]*)?(?:\\text\{[ ]*(?:and|or)[ ]*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z}]))")
@@ -149,15 +172,40 @@ _NAMED_SETS = {rf"\mathbb{{{name}}}": name for name in "RZNQC"} | {
     r"\{\}": "empty",
     "DNE": "empty",
 }
-_MATRIX = re.compile(r"\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\1\}", re.DOTALL)
+_MATRIX = re.compile(r"([^\\&(\[]*|-?\\frac\{[^{}]*\}\{[^{}]*\})[ ]*(?:\\cdot)?[ ]*\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}", re.DOTALL)
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"\(?[A-Za-z][A-Za-z0-9 .'&-]*\)?")
 _WORD = re.compile(r"(?<![\\A-Za-z{])(?!sqrt|pi|sin|cos|tan|log|ln|exp)[A-Za-z]{2,}")
-_MATH_WORDS = frozenset("pi sqrt sin cos tan cot sec csc log ln exp arcsin arccos arctan infinity inf oo e i".split())
+_MATH_WORDS = frozenset(
+    [
+        "pi",
+        "sqrt",
+        "sin",
+        "cos",
+        "tan",
+        "cot",
+        "sec",
+        "csc",
+        "log",
+        "ln",
+        "exp",
+        "arcsin",
+        "arccos",
+        "arctan",
+        "infinity",
+        "inf",
+        "oo",
+        "e",
+        "i",
+    ]
+)
 
 
-def parse(text: str) -> Node:
-    """The structure of an answer, as a data set or a model wrote it. Raises ``Unreadable`` where there is none."""
+def parse(text: str, *, trusted: bool = False) -> Node:
+    """The structure of an answer, as a data set or a model wrote it. Raises ``Unreadable`` where there is none.
+
+    ``trusted`` answers, a data set's own, may hold words that in a model's would be a doubt or a denial.
+    """
     try:
         clean = tidy(text)
     except ValueError as error:
@@ -165,7 +213,7 @@ def parse(text: str) -> Node:
     plain = _TEXT.sub(r"\1", clean).strip()
     if plain.lower() in _PLACEHOLDERS:
         raise Unreadable("there is no answer in it")
-    if _DOUBT.search(plain) and not _MEANT.fullmatch(plain):
+    if not trusted and _DOUBT.search(plain) and not _MEANT.fullmatch(plain):
         raise Unreadable("it denies or doubts what it says")
     _check_balance(clean)
     named = _named(plain)
@@ -177,11 +225,34 @@ def parse(text: str) -> Node:
 _NUMBER_WORDS = {
     word: number
     for number, word in enumerate(
-        "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-        "eighteen nineteen twenty".split()
+        [
+            "zero",
+            "one",
+            "two",
+            "three",
+            "four",
+            "five",
+            "six",
+            "seven",
+            "eight",
+            "nine",
+            "ten",
+            "eleven",
+            "twelve",
+            "thirteen",
+            "fourteen",
+            "fifteen",
+            "sixteen",
+            "seventeen",
+            "eighteen",
+            "nineteen",
+            "twenty",
+        ]
     )
 }
-_SHORT_WORDS = frozenset("yes no odd all any day red sun mon tue wed thu fri sat am pm".split())
+_SHORT_WORDS = frozenset(
+    ["yes", "no", "odd", "all", "any", "day", "red", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "am", "pm"]
+)
 
 
 def _named(plain: str) -> Words | Number | None:
@@ -262,7 +333,8 @@ _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])")
 
 
 def _list(text: str, depth: int, *, bracketed: bool = False) -> Node:
-    """A bare list, or what a single item is. Commas between groups of three digits are no separators outside brackets."""
+    """A bare list, or what a single item is. Commas between groups of three digits are no separators outside
+    brackets."""
     if depth == 0:
         raise Unreadable("it nests too deeply")
     pieces, _ = _pieces(text, _SEPARATOR if bracketed or not _THOUSANDS.search(text) else _SPACED)
@@ -325,6 +397,7 @@ def _ratio(text: str, depth: int) -> Node:
     return _bracketed(text, depth)
 
 
+_OUTWARD: dict[str, Literal["()", "[)", "(]"]] = {"][": "()", "[[": "[)", "]]": "(]"}
 _PAIRS = {r"\{": r"\}", r"\langle": r"\rangle", "(": ")", "[": "]", "{": "}"}
 
 
@@ -337,8 +410,10 @@ def _bracketed(text: str, depth: int) -> Node:
     if name:
         return NamedSet(name)
     matrix = _MATRIX.fullmatch(text)
-    if matrix and matrix[1] not in ("vmatrix", "Vmatrix"):
-        return _matrix(matrix[2], depth - 1)
+    if matrix and matrix[2] not in ("vmatrix", "Vmatrix"):
+        return _matrix(matrix[3], matrix[1], depth - 1)
+    if text[:1] + text[-1:] in _OUTWARD:  # intervals whose open ends are written with brackets turned outwards
+        return Group(_OUTWARD[text[0] + text[-1]], _items(text[1:-1], depth - 1))
     opener = next((o for o in _PAIRS if text.startswith(o)), None)
     if opener is None or not _closes_at_end(text):
         return _scalar(text, depth - 1)
@@ -391,12 +466,26 @@ def _closes_at_end(text: str) -> bool:
     return False
 
 
-def _matrix(inside: str, depth: int) -> Matrix:
+def _matrix(inside: str, factor: str, depth: int) -> Matrix:
+    """``factor`` is what stands before it, to be multiplied in."""
     rows = [row for row in inside.split("\\\\") if row.strip()]
-    cells = tuple(tuple(_relation(cell.strip(), depth) for cell in row.split("&")) for row in rows)
+    cells = [[_relation(cell.strip(), depth) for cell in row.split("&")] for row in rows]
     if not cells or len({len(row) for row in cells}) != 1:
         raise Unreadable("a matrix whose rows differ in length")
-    return Matrix(cells)
+    number = exact({"": "1", "-": "-1"}.get(factor.strip(), factor))
+    if number is None:
+        raise Unreadable("a matrix with something before it")
+    return Matrix(tuple(tuple(_multiplied(cell, number) for cell in row) for row in cells))
+
+
+def _multiplied(cell: Node, factor: Number) -> Node:
+    if factor.value == 1:
+        return cell
+    if isinstance(cell, Number):
+        return Number(cell.value * factor.value)
+    if isinstance(cell, Formula):
+        return Formula(rf"\frac{{{factor.value.numerator}}}{{{factor.value.denominator}}} \cdot ({cell.text})")
+    raise Unreadable("a matrix of something else than scalars")
 
 
 _PLUS_MINUS = re.compile(r"\\(?:pm|mp)(?![A-Za-z])[ ]*")
@@ -436,7 +525,9 @@ _MARK = re.compile(r"(.*?)[ ]*(?:\\?(%)|\^[ ]*\{?[ ]*(\\circ)[ ]*\}?[ ]*(?:\\tex
 _UNIT_TEXT = re.compile(
     r"(.*?)[ ]*((?:\\text\{[^{}]*\}[ ]*(?:\^[ ]*(?:[23]|\{[23]\})|/)?[ ]*)+(?:[A-Za-z]+)?)", re.DOTALL
 )
-_UNIT_WORDS = re.compile(r"(.*[0-9})\]])([ ]*)([A-Za-z][A-Za-z .'-]*(?:/[ ]*[A-Za-z]+)?(?:\^\{?[23]\}?|[23])?)", re.DOTALL)
+_UNIT_WORDS = re.compile(
+    r"(.*[0-9})\]])([ ]*)([A-Za-z][A-Za-z .'-]*(?:/[ ]*[A-Za-z]+)?(?:\^\{?[23]\}?|[23])?)", re.DOTALL
+)
 _TRIGONOMETRY = re.compile(r"sin|cos|tan|cot|sec|csc")
 _CURRENCY = re.compile(r"(-?)[ ]*\\text\{(dollar|euro)s?\}[ ]*(-?)(.*)", re.DOTALL)
 
@@ -477,11 +568,10 @@ def _counted(value: str, name: str, text: str, depth: int) -> Node | None:
 
 
 def _with_unit(value: Node, name: str, text: str) -> Quantity | None:
+    """None if ``name`` is no unit, or the value has one already or is a sentence."""
     unit = units.unit(name)
-    if unit is None:
-        raise Unreadable(f"{name!r} behind a value")
-    if isinstance(value, Quantity) or (isinstance(value, Formula) and _WORD.search(value.text)):
-        raise Unreadable("two units behind a value, or words before it")
+    if unit is None or isinstance(value, Quantity) or (isinstance(value, Formula) and _WORD.search(value.text)):
+        return None
     return Quantity(value, unit, re.sub(r"\s", "", _TEXT.sub(r"\1", text)))
 
 
@@ -508,8 +598,9 @@ _MAX_POWER_OF_TEN = 4000
 
 
 def exact(text: str) -> Number | None:
-    """The number that a tidy text is, or None: ``-1,234.5``, ``1 234``, ``\\frac{3}{4}``, ``3/4``, ``1 1/2``, ``6.02 \\times 10^{23}``,
-    ``2^{10}``, ``0.\\overline{3}``, ``0.1666...``. Nothing else is read as a number, and none above ``MAX_DIGITS`` digits."""
+    """The number that a tidy text is, or None: ``-1,234.5``, ``1 234``, ``\\frac{3}{4}``, ``3/4``, ``1 1/2``, ``6.02
+    \\times 10^{23}``, ``2^{10}``, ``0.\\overline{3}``, ``0.1666...``. Nothing else is read as a number, and none
+    above ``MAX_DIGITS`` digits."""
     text = text.strip()
     sign = 1
     while text[:1] in ("-", "+"):
@@ -612,7 +703,9 @@ def _repeating(integer: str, start: str, period: str) -> Number:
 _BASED = re.compile(r"\(?(-?)([0-9A-Za-z]+)\)?[ ]*_[ ]*(?:\{[ ]*(.*?)[ ]*\}|([0-9]))")
 _BASE_NAMES = {
     name: base
-    for base, name in enumerate("two three four five six seven eight nine ten eleven twelve".split(), start=2)
+    for base, name in enumerate(
+        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], start=2
+    )
 } | {"sixteen": 16, "hex": 16}
 _PREFIXED = re.compile(r"0(?:b([01]+)|o([0-7]+)|x([0-9a-fA-F]+))")
 

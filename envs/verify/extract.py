@@ -1,9 +1,9 @@
 r"""The final answer of a completion, as the policy wrote it.
 
-``Extraction`` says which marks count: ``\boxed{}``, a line ``####``, ``<answer>`` tags, a phrase such as "the answer is",
-and, where there is none of these, the last number. The last mark in the text wins, so guessing early and often gains nothing.
-What gives no single answer gives none: boxes (or tags) that differ, an answer that is denied or doubted, the
-instruction quoted, a text that stops before the answer or in the middle of it.
+``Extraction`` says which marks count: ``\boxed{}``, a line ``####``, ``<answer>`` tags, a phrase such as "the answer
+is", and, where there is none of these, the last number. The last mark in the text wins, so guessing early and often
+gains nothing. What gives no single answer gives none: boxes (or tags) that differ, an answer that is denied or
+doubted, the instruction quoted, a text that stops before the answer or in the middle of it.
 
 Runs in the trainer's own process, so every step takes linear time and no pattern backtracks over more than a line.
 
@@ -16,6 +16,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+from envs.verify.expression import Number, Unreadable, parse
 
 Mark = Literal["boxed", "hash", "tag", "phrase", "number"]
 
@@ -30,7 +32,8 @@ _SENTENCE = 2000
 
 @dataclass(frozen=True)
 class Found:
-    """An answer as written (None: denied, doubted or broken off), the mark that it was found by, and where that begins."""
+    """An answer as written (None: denied, doubted or broken off), the mark that it was found by, and where that
+    begins."""
 
     text: str | None
     mark: Mark
@@ -39,7 +42,8 @@ class Found:
 
 @dataclass(frozen=True)
 class Extraction:
-    """Which marks of a final answer count. ``after_thinking``: only what follows the last ``</think>``, where there is one.
+    """Which marks of a final answer count. ``after_thinking``: only what follows the last ``</think>``, where there
+    is one.
 
     Raises ValueError for an unknown mark or for none.
     """
@@ -82,7 +86,7 @@ def _last(text: str, found: list[Found]) -> str | None:
     # An enclosing mark repeats the inner one: "the answer is \boxed{5}" is one answer, found twice.
     inner = [f for f in found if f.mark == "boxed" and last.start <= f.start and last.mark != "boxed"]
     last = inner[-1] if inner else last
-    if last.mark in ("boxed", "tag") and len({_spelling(f.text) for f in found if f.mark == last.mark}) > 1:
+    if last.mark in ("boxed", "tag") and len({_said(f.text) for f in found if f.mark == last.mark}) > 1:
         return None
     before = text[max(0, last.start - 120) : last.start]
     if _DENIED_BEFORE.search(before):
@@ -92,11 +96,15 @@ def _last(text: str, found: list[Found]) -> str | None:
     return last.text
 
 
-def _spelling(text: str | None) -> str | None:
-    """Spaces, dollar signs and decorations aside, so that ``\\boxed{ 5 }`` and ``\\boxed{5.}`` are the same answer."""
+def _said(text: str | None) -> object:
+    """What an answer says, so that boxes of ``\\frac{1}{2}`` and of ``0.5`` agree; None if it is none."""
     if text is None:
         return None
-    return re.sub(r"\\[,;:! ]|\\(?:left|right|displaystyle)|\\d?t?frac|[\s$.{}]", "", text.replace(r"\frac", "/")).casefold()
+    try:
+        node = parse(text)
+    except Unreadable:
+        return re.sub(r"\s", "", text)
+    return node.value if isinstance(node, Number) else node
 
 
 # --- marks -------------------------------------------------------------------------------------------------------
@@ -232,7 +240,10 @@ def _phrases(text: str, finished: bool) -> list[Found]:
 # --- prose -------------------------------------------------------------------------------------------------------
 
 _MATH = re.compile(r"\s*(?:\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\))", re.DOTALL)
-_REASON = re.compile(r",?[ ](?:because|since|as|which|where|when|if|so|given|after|from|by|assuming|for|that)[ ].*", re.DOTALL | re.IGNORECASE)
+_REASON = re.compile(
+    r",[ ](?:not|rather than|instead of)[ ].*|,?[ ](?:because|since|as|which|where|when|if|so|given|after|from|by|assuming|for|that)[ ].*",
+    re.DOTALL | re.IGNORECASE,
+)
 _SUBJECT = re.compile(
     r"(?:(?:so|thus|hence|therefore|the|final|answer|result|total|is|are|equals|equal|to|it|he|she|they|we|there|has|have|had|will|be|get|gets|got|x|of|in|a|an|number|value|cost|costs|amount|pays?|"
     r"needs?|makes?|earns?|[A-Z][a-z]+)[ ,:]++)++(?=[-$\\(]?[ ]?[0-9.\\])"
@@ -243,7 +254,7 @@ def _from_prose(sentence: str) -> str | None:
     """The answer within a phrase's sentence or a tag: a box, the only formula, what stands before a reason."""
     boxes = _boxes(sentence)
     if boxes:
-        return boxes[-1].text if len({_spelling(box.text) for box in boxes}) == 1 else None
+        return boxes[-1].text if len({_said(box.text) for box in boxes}) == 1 else None
     sentence = sentence.strip().strip("*_` \n").rstrip(".!").strip()
     math = list(_MATH.finditer(sentence))
     inside = next((part.strip() for part in math[0].groups() if part), "") if len(math) == 1 else ""
@@ -259,7 +270,8 @@ def _from_prose(sentence: str) -> str | None:
 
 
 _DOUBTFUL = re.compile(
-    r"(?<![A-Za-z])(?:not|isn't|never|can't|cannot|maybe|perhaps|possibly|might|wrong|incorrect|don't|doesn't|unlikely|wasn't|aren't)(?![A-Za-z])", re.IGNORECASE
+    r"(?<![A-Za-z])(?:not|isn't|never|can't|cannot|maybe|perhaps|possibly|might|wrong|incorrect|don't|doesn't|unlikely|wasn't|aren't)(?![A-Za-z])",
+    re.IGNORECASE,
 )
 _DENIED_BEFORE = re.compile(
     r"(?:(?<![A-Za-z])(?:not|n't|never|cannot|can't|isn't|wasn't|aren't|don't|doesn't|instead of|rather than|wrong|incorrect|incorrectly|mistaken(?:ly)?|unlike|except|other than|neither|nor|"
@@ -272,7 +284,9 @@ _HEDGE = re.compile(
     r"and also|also|another|either|although|though|hold on|on second thought|(?:this|that) (?:is|may be|might be|could be) (?:wrong|incorrect|not))\b",
     re.IGNORECASE,
 )
-_A_VALUE = re.compile(r"[0-9]|\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not (?:right|correct|sure|certain)|mistake", re.IGNORECASE)
+_A_VALUE = re.compile(
+    r"[0-9]|\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not (?:right|correct|sure|certain)|mistake", re.IGNORECASE
+)
 
 
 def _hedge_in(after: str) -> bool:
@@ -302,8 +316,8 @@ _ENDED = re.compile(r"[.!?)\]}*$`\"'][\s*_$)`\"']*$")
 
 
 def _last_number(text: str) -> str | None:
-    """The last number of a text that ends with its sentence. None if that sentence is a question, denies or doubts it, or breaks
-    off somewhere behind it."""
+    """The last number of a text that ends with its sentence. None if that sentence is a question, denies or doubts
+    it, or breaks off somewhere behind it."""
     text = text[-_SENTENCE:]
     last = None
     for match in _NUMBER.finditer(text):
@@ -316,7 +330,9 @@ def _last_number(text: str) -> str | None:
     sentence = text[start : last.start()]
     if _DOUBTFUL.search(sentence) or _DENIED_BEFORE.search(text[max(0, last.start() - 120) : last.start()]):
         return None
-    if "?" in rest or re.search(r"(?<![A-Za-z])(?:or|maybe|perhaps|about|approximately|around|roughly|either)(?![A-Za-z])", sentence[-40:], re.I):
+    if "?" in rest or re.search(
+        r"(?<![A-Za-z])(?:or|maybe|perhaps|about|approximately|around|roughly|either)(?![A-Za-z])", sentence[-40:], re.I
+    ):
         return None
     whole = _AFTER_NUMBER.match(rest)
     at_end = whole is not None and whole.end() == len(rest)

@@ -1,8 +1,8 @@
 """The everyday part of LaTeX's formulas as sympy objects, some thirty times faster than the full grammar.
 
-Numbers, letters, Greek letters, the four operations, powers, roots, fractions, factorials, binomials and elementary functions
-of a bracketed or plain argument. Whatever else occurs, or could be read in two ways, raises ``Unsupported``, and
-``symbolic`` asks Math-Verify's parser; on what both read they agree (tests).
+Numbers, letters, Greek letters, the four operations, powers, roots, fractions, factorials, binomials and elementary
+functions of a bracketed or plain argument. Whatever else occurs, or could be read in two ways, raises
+``Unsupported``, and ``symbolic`` asks Math-Verify's parser; on what both read they agree (tests).
 
 Integers are not multiplied out where the result would be enormous: ``9^{9^9}`` stays a power.
 
@@ -22,8 +22,39 @@ _MAX_BITS = 20_000
 _MAX_NESTING = 60
 
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi omega "
-    "Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega".split()
+    [
+        "alpha",
+        "beta",
+        "gamma",
+        "delta",
+        "epsilon",
+        "zeta",
+        "eta",
+        "theta",
+        "iota",
+        "kappa",
+        "lambda",
+        "mu",
+        "nu",
+        "xi",
+        "rho",
+        "sigma",
+        "tau",
+        "upsilon",
+        "phi",
+        "chi",
+        "psi",
+        "omega",
+        "Gamma",
+        "Delta",
+        "Theta",
+        "Lambda",
+        "Xi",
+        "Sigma",
+        "Phi",
+        "Psi",
+        "Omega",
+    ]
 )
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "sin": sympy.sin,
@@ -49,7 +80,13 @@ def read(latex: str) -> Any:
     """The sympy expression of a tidy formula; ``i`` is the imaginary unit, ``e`` Euler's number, letters are real.
     Raises ``Unsupported``."""
     tokens = [
-        ("number", match[1]) if match[1] else ("command", match[2]) if match[2] else ("letter", match[3]) if match[3] else ("sign", match[4])
+        ("number", match[1])
+        if match[1]
+        else ("command", match[2])
+        if match[2]
+        else ("letter", match[3])
+        if match[3]
+        else ("sign", match[4])
         for match in _TOKEN.finditer(latex.strip())
     ]
     reader = _Reader(tokens)
@@ -211,7 +248,8 @@ class _Reader:
         raise Unsupported(name)
 
     def plain_argument(self, depth: int) -> Any:
-        """A function's argument: bracketed, or one factor with a number before it, and nothing behind that could belong to it."""
+        """A function's argument: bracketed, or one factor with a number before it, and nothing behind that could
+        belong to it."""
         if self.next == ("sign", "("):
             found = self.bracketed("(", ")", depth)
             if self.next == ("sign", "^"):
@@ -222,7 +260,9 @@ class _Reader:
         factor: Any = sympy.Integer(1)
         if self.next[0] == "number":
             factor = sympy.Rational(self.take()[1])
-        if self.next[0] == "letter" or (self.next[0] == "command" and (self.next[1] in _GREEK or self.next[1] in ("pi", "frac", "sqrt"))):
+        if self.next[0] == "letter" or (
+            self.next[0] == "command" and (self.next[1] in _GREEK or self.next[1] in ("pi", "frac", "sqrt"))
+        ):
             factor = factor * self.power(depth)
         elif factor == 1:
             raise Unsupported("no argument")

@@ -1,12 +1,12 @@
 """Workers that can be killed, and the checks that go through them.
 
-``Pool.check`` hands chunks of checks to processes (``worker``) and collects verdicts in order. A check that uses up its CPU
-time or memory ends its worker and counts as ``timeout``; the rest of its chunk goes to the next worker. The wall clock
-(three times the CPU time) is only a backstop for a process that does not get to run or hangs without running: such a
-check is tried once more, since a busy machine is not the policy's doing.
+``Pool.check`` hands chunks of checks to processes (``worker``) and collects verdicts in order. A check that uses up
+its CPU time or memory ends its worker and counts as ``timeout``; the rest of its chunk goes to the next worker. The
+wall clock (three times the CPU time) is only a backstop for a process that does not get to run or hangs without
+running: such a check is tried once more, since a busy machine is not the policy's doing.
 
-Workers are plain subprocesses with two pipes, not ``multiprocessing``: nothing is imported from the trainer's main module,
-nothing forks a process that holds torch and threads, and no signal handler or main thread is needed.
+Workers are plain subprocesses with two pipes, not ``multiprocessing``: nothing is imported from the trainer's main
+module, nothing forks a process that holds torch and threads, and no signal handler or main thread is needed.
 
 Left out: several machines, and asyncio.
 """
@@ -28,7 +28,7 @@ from collections import deque
 from collections.abc import Sequence
 from pathlib import Path
 
-from envs.verify.judge import Verdict
+from envs.verify.verdict import Verdict
 
 CHUNK = 32
 _STARTS = 3
@@ -90,7 +90,7 @@ class Pool:
     ``fork``. Raises ValueError for limits that make no sense.
     """
 
-    def __init__(self, workers: int | None = None, cpu_seconds: float = 2.0, memory_mb: int = 1024) -> None:
+    def __init__(self, workers: int | None = None, cpu_seconds: float = 1.0, memory_mb: int = 1024) -> None:
         if workers is not None and workers < 1:
             raise ValueError(f"verifier: workers is {workers}; it must be at least 1")
         if cpu_seconds <= 0 or memory_mb < 16:
@@ -114,7 +114,8 @@ class Pool:
     def check(self, pairs: Sequence[tuple[str, str]]) -> list[Verdict]:
         """A verdict for each (right answer, given answer), in order.
 
-        Raises ValueError for a right answer that can't be read. A check ends as ``error`` only if no worker can be started.
+        Raises ValueError for a right answer that can't be read. A check ends as ``error`` only if no worker can be
+        started.
         """
         with self._lock:
             try:

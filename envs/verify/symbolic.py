@@ -1,13 +1,14 @@
 """Formulas as sympy objects, by Math-Verify's LaTeX parser, and whether two of them have the same value.
 
-Runs in a worker that can be killed: nothing here bounds its time. Model text reaches only the LaTeX parser, whose grammar
-knows numbers, letters and functions; never ``sympify``, ``parse_expr`` or ``eval``.
+Runs in a worker that can be killed: nothing here bounds its time. Model text reaches only the LaTeX parser, whose
+grammar knows numbers, letters and functions; never ``sympify``, ``parse_expr`` or ``eval``.
 
 Constants are compared by evaluating their difference to hundreds of digits where that is needed; formulas with
 variables by their values at random points (Schwartz 1980; Zippel 1979), which decides identities of
 polynomials with probability one and does not depend on how far ``simplify`` gets.
 
-Left out: assumptions about variables (they are real numbers of either sign, so √(x²) is not x), and branches of complex functions.
+Left out: assumptions about variables (they are real numbers of either sign, so √(x²) is not x), and branches of
+complex functions.
 """
 
 from __future__ import annotations
@@ -25,17 +26,49 @@ from envs.verify.expression import Formula, Number
 from envs.verify.formula import Unsupported, read
 
 MIN_DIGITS = 6
-"""A decimal with so many significant digits, rounded or cut off correctly, stands for a value that has no finite decimal."""
+"""A decimal with so many significant digits, rounded or cut off correctly, stands for a value that has no finite
+decimal."""
 
 _POINTS = 6
 _ENOUGH_POINTS = 4
 _MAX_DIGITS = 400
 
-_FUNCTIONS = (
-    "arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp max min gcd lcm det sqrt pi theta alpha beta "
-    "gamma lambda omega phi infinity inf".split()
+_FUNCTIONS = [
+    "arcsin",
+    "arccos",
+    "arctan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "sin",
+    "cos",
+    "tan",
+    "cot",
+    "sec",
+    "csc",
+    "log",
+    "ln",
+    "exp",
+    "max",
+    "min",
+    "gcd",
+    "lcm",
+    "det",
+    "sqrt",
+    "pi",
+    "theta",
+    "alpha",
+    "beta",
+    "gamma",
+    "lambda",
+    "omega",
+    "phi",
+    "infinity",
+    "inf",
+]
+_BARE_FUNCTION = re.compile(
+    rf"(?<![A-Za-z\\])({'|'.join(_FUNCTIONS)})(?![A-Za-z])|(?<![A-Za-z\\])(sqrt|pi)(?=[0-9(A-Za-z])|(?<=[0-9])(pi|sqrt)"
 )
-_BARE_FUNCTION = re.compile(rf"(?<![A-Za-z\\])({'|'.join(_FUNCTIONS)})(?![A-Za-z])|(?<![A-Za-z\\])(sqrt|pi)(?=[0-9(A-Za-z])|(?<=[0-9])(pi|sqrt)")
 _FUNCTION_NAMES = {"infinity": "infty", "inf": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _FRAC = re.compile(r"\\(frac|binom)[ ]*([0-9A-Za-z]|(?=\{))[ ]*")
 _ONE_TOKEN = re.compile(r"\\sqrt[ ]*([0-9A-Za-z])")
@@ -81,7 +114,7 @@ def by_grammar(latex: str) -> Any:
     if not isinstance(found, sympy.Expr) or isinstance(found, sympy.MatrixBase):
         raise NotAFormula("it is no scalar")
     imaginary = [symbol for symbol in found.free_symbols if symbol.name == "i"]
-    return found.subs({symbol: sympy.I for symbol in imaginary}) if imaginary else found
+    return found.subs(dict.fromkeys(imaginary, sympy.I)) if imaginary else found
 
 
 @lru_cache(maxsize=4096)
@@ -181,7 +214,11 @@ def _finite_decimal(value: Fraction) -> bool:
 def _terminates(value: Any) -> bool:
     """Whether a constant is a rational number with a finite decimal, so that rounding it is a mistake."""
     if not value.is_rational:
-        value = sympy.nsimplify(value) if value.is_rational is None and value.is_number and not value.has(sympy.Function) else value
+        value = (
+            sympy.nsimplify(value)
+            if value.is_rational is None and value.is_number and not value.has(sympy.Function)
+            else value
+        )
     done = value.doit() if value.is_rational else value
     return isinstance(done, sympy.Rational) and _finite_decimal(Fraction(int(done.p), int(done.q)))
 

@@ -71,8 +71,42 @@ _CHARACTERS = {
         letter: rf"\{name} "
         for letter, name in zip(
             "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩϵϕ",
-            "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi "
-            "omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega epsilon phi".split(),
+            [
+                "alpha",
+                "beta",
+                "gamma",
+                "delta",
+                "epsilon",
+                "zeta",
+                "eta",
+                "theta",
+                "iota",
+                "kappa",
+                "lambda",
+                "mu",
+                "nu",
+                "xi",
+                "rho",
+                "sigma",
+                "tau",
+                "upsilon",
+                "phi",
+                "chi",
+                "psi",
+                "omega",
+                "Gamma",
+                "Delta",
+                "Theta",
+                "Lambda",
+                "Xi",
+                "Pi",
+                "Sigma",
+                "Phi",
+                "Psi",
+                "Omega",
+                "epsilon",
+                "phi",
+            ],
             strict=True,
         )
     },
@@ -93,7 +127,9 @@ _WRAPPERS = re.compile(
     r"\\(?:boxed|fbox|mathbf|mathit|mathnormal|boldsymbol|bm|textcolor\{[a-z]+\}|color\{[a-z]+\}|underline|ensuremath|"
     r"mathop|hbox|displaystyle)[ ]*(?=\{)"
 )
-_TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathsf|mathtt|mbox|operatorname\*?|rm)(?![A-Za-z])[ ]*")
+_TEXT = re.compile(
+    r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathsf|mathtt|mbox|operatorname\*?|rm)(?![A-Za-z])[ ]*"
+)
 _SYNONYMS = {
     "dfrac": r"\frac",
     "tfrac": r"\frac",
@@ -149,12 +185,16 @@ _SYNONYMS = {
     "percent": r"\%",
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
-_DROPPED = re.compile(r"\\(?:label|tag|hspace|vspace|kern)\*?\{[^{}]*\}|\\(?:hline|nonumber|notag|centering)(?![A-Za-z])")
+_DROPPED = re.compile(
+    r"\\(?:label|tag|hspace|vspace|kern)\*?\{[^{}]*\}|\\(?:hline|nonumber|notag|centering)(?![A-Za-z])"
+)
 _CURRENCY = {"\\$": r"\text{dollar}", "€": r"\text{euro}", "£": "", "¥": "", "₹": "", "₩": ""}
 _CURRENCY_SIGN = re.compile(r"\\\$|[€£¥₹₩]")
 _LONE_DOLLAR = re.compile(r"\$(?=[ ]*-?[ ]*[0-9.])")
 _BROKEN_OFF = re.compile(r"(?<=[0-9])\.{2,}|(?<=[0-9])[ ]\.{3,}")
 _FULL_STOP = re.compile(r"[\s.,;:]+$")
+_TEMPERATURE = re.compile(r"[ ]*\^[ ]*\{?[ ]*\\circ[ ]*\}?[ ]*(?:\\text\{[ ]*)?([CF])(?![A-Za-z])(?:[ ]*\})?")
+_SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
 _BRACED_COMMA = re.compile(r"[ ]*\{[ ]*,[ ]*\}[ ]*")
 _GROUP_SPACE = re.compile(r"(?<=[0-9])(?:\\[,;:! ]|~|[\u00a0\u2000-\u200a\u202f\u205f])+(?=[0-9]{3}(?![0-9]))")
 
@@ -162,12 +202,12 @@ _GROUP_SPACE = re.compile(r"(?<=[0-9])(?:\\[,;:! ]|~|[\u00a0\u2000-\u200a\u202f\
 def tidy(text: str) -> str:
     """``text`` in one spelling: ``⅓`` is ``\\frac{1}{3}``, ``\\dfrac12`` is ``\\frac{1}{2}``, ``$5$.`` is ``5``.
 
-    Words stay in ``\\text{...}`` if they were in some command for text. White space is single blanks. Raises ValueError if
-    ``text`` is longer than ``MAX_LENGTH``.
+    Words stay in ``\\text{...}`` if they were in some command for text. White space is single blanks. Raises
+    ValueError if ``text`` is longer than ``MAX_LENGTH``.
     """
     if len(text) > MAX_LENGTH:
         raise ValueError(f"an answer of {len(text)} characters; at most {MAX_LENGTH} are read")
-    text = _GROUP_SPACE.sub("\u2009", text)
+    text = _GROUP_SPACE.sub("\u2009", text.replace("\\!", ""))
     text = _unicode(text.translate(_INVISIBLE))
     text = _MARKUP.sub("", text)
     text = _CURRENCY_SIGN.sub(lambda match: _CURRENCY[match[0]], text)
@@ -183,6 +223,7 @@ def tidy(text: str) -> str:
     text = _COMMAND.sub(lambda match: _SYNONYMS.get(match[1], match[0]), text)
     text = _BROKEN_OFF.sub(r"\\ldots ", text)
     text = _BRACED_COMMA.sub(",", text)
+    text = _TEMPERATURE.sub(lambda match: _SCALES[match[1]], text)
     text = re.sub(r"\\text(?!\{)", " ", text)
     text = _FULL_STOP.sub("", text.strip(" \n"))
     text = re.sub(r"[ ]{2,}", " ", text)

@@ -1,7 +1,7 @@
 """Units of measure as they stand behind a number: which are the same, and which are a multiple of which.
 
-A unit is a dimension and a factor: kilometres are (``m``, 1000), square centimetres (``m^2``, 1/10000). A word that is no
-unit here (``apples``) is a dimension of its own, in the singular, so it equals itself only.
+A unit is a dimension and a factor: kilometres are (``m``, 1000), square centimetres (``m^2``, 1/10000). A word that
+is no unit here (``apples``) is a dimension of its own, in the singular, so it equals itself only.
 
 Left out: temperature scales (an offset, not a factor), compound units beyond one quotient, and rates of exchange.
 """
@@ -27,7 +27,8 @@ _POUND = Fraction(45359237, 100000000)
 
 
 def _table() -> dict[str, Unit]:
-    metric = {"": 1, "kilo": 1000, "centi": Fraction(1, 100), "milli": Fraction(1, 1000), "micro": Fraction(1, 10**6)}
+    metric: dict[str, Fraction | int] = {"": 1, "kilo": 1000, "centi": Fraction(1, 100), "milli": Fraction(1, 1000)}
+    metric["micro"] = Fraction(1, 10**6)
     short = {"": "", "kilo": "k", "centi": "c", "milli": "m", "micro": "u"}
     units: dict[str, Unit] = {}
 
@@ -58,6 +59,8 @@ def _table() -> dict[str, Unit]:
     add("dollar", Fraction(1, 100), "cent")
     add("euro", 1, "euro", "eur")
     add("degree", 1, "degree", "deg")
+    add("celsius", 1, "celsius", "degree celsius", "degrees celsius")
+    add("fahrenheit", 1, "fahrenheit", "degree fahrenheit", "degrees fahrenheit")
     add("radian", 1, "radian", "rad")
     add("m/s", 1, "mps")
     add("m/s", Fraction(1000, 3600), "kph", "kmh", "kmph")
@@ -77,10 +80,81 @@ _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
 # Behind a number these do not name what is counted, they change or doubt the number.
 _NOT_UNITS = frozenset(
-    "or and not maybe perhaps about approximately approx around roughly nearly almost plus minus times over divided by "
-    "point half third quarter quarters thirds halves squared cubed factorial root sqrt mod modulo to of than more less "
-    "fewer least most if but hundred thousand million billion trillion dozen pair negative positive infinity pi infinite "
-    "sin cos tan log ln exp when where for base is are was equals equal x y z n".split()
+    [
+        "or",
+        "and",
+        "not",
+        "maybe",
+        "perhaps",
+        "about",
+        "approximately",
+        "approx",
+        "around",
+        "roughly",
+        "nearly",
+        "almost",
+        "plus",
+        "minus",
+        "times",
+        "over",
+        "divided",
+        "by",
+        "point",
+        "half",
+        "third",
+        "quarter",
+        "quarters",
+        "thirds",
+        "halves",
+        "squared",
+        "cubed",
+        "factorial",
+        "root",
+        "sqrt",
+        "mod",
+        "modulo",
+        "to",
+        "of",
+        "than",
+        "more",
+        "less",
+        "fewer",
+        "least",
+        "most",
+        "if",
+        "but",
+        "hundred",
+        "thousand",
+        "million",
+        "billion",
+        "trillion",
+        "dozen",
+        "pair",
+        "negative",
+        "positive",
+        "infinity",
+        "pi",
+        "infinite",
+        "sin",
+        "cos",
+        "tan",
+        "log",
+        "ln",
+        "exp",
+        "when",
+        "where",
+        "for",
+        "base",
+        "is",
+        "are",
+        "was",
+        "equals",
+        "equal",
+        "x",
+        "y",
+        "z",
+        "n",
+    ]
 )
 
 MULTIPLIERS = {
@@ -101,7 +175,8 @@ def known(word: str) -> bool:
 def unit(text: str) -> Unit | None:
     """The unit that ``text`` names: ``km``, ``square feet``, ``cm^2``, ``miles per hour``, ``apples``.
 
-    None if it names none: words that change a number (``million``) or doubt it (``or so``), more than five words, symbols.
+    None if it names none: words that change a number (``million``) or doubt it (``or so``), more than five words,
+    symbols.
     """
     text = " ".join(text.replace("\\", " ").split()).strip(". ")
     over, per, under = text.partition("/")

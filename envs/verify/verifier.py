@@ -11,14 +11,14 @@ from functools import cache
 from typing import Protocol
 
 from envs.verify.extract import Extraction
-from envs.verify.judge import Verdict
 from envs.verify.pool import Pool
+from envs.verify.verdict import Verdict
 
 
 @dataclass(frozen=True)
 class Item:
-    """What is to be checked. ``text`` is a whole completion if ``whole``, else a bare answer; ``finished`` False says that
-    the token limit cut it off."""
+    """What is to be checked. ``text`` is a whole completion if ``whole``, else a bare answer; ``finished`` False says
+    that the token limit cut it off."""
 
     gold: str
     text: str
@@ -27,8 +27,8 @@ class Item:
 
 
 class Verifier(Protocol):
-    """Anything that can tell right answers from wrong ones; ``python -m envs.verify score --verifier`` takes the path of a
-    class that is one and needs no arguments."""
+    """Anything that can tell right answers from wrong ones; ``python -m envs.verify score --verifier`` takes the path
+    of a class that is one and needs no arguments."""
 
     def check(self, items: Sequence[Item]) -> list[Verdict]:
         """A verdict for each item, in order."""
@@ -37,15 +37,15 @@ class Verifier(Protocol):
 
 @dataclass(frozen=True)
 class MathVerifier:
-    """Mathematical answers: extracted by ``extraction``, compared in a pool of ``workers`` processes (None: one for each core), each check
-    within ``cpu_seconds`` of CPU time and ``memory_mb`` of memory.
+    """Mathematical answers: extracted by ``extraction``, compared in a pool of ``workers`` processes (None: one for
+    each core), each check within ``cpu_seconds`` of CPU time and ``memory_mb`` of memory.
 
     Verifiers with equal limits share a pool. Raises ValueError for limits that make no sense.
     """
 
     extraction: Extraction = field(default_factory=Extraction)
     workers: int | None = None
-    cpu_seconds: float = 2.0
+    cpu_seconds: float = 1.0
     memory_mb: int = 1024
 
     def __post_init__(self) -> None:
@@ -62,6 +62,10 @@ class MathVerifier:
         for place, verdict in zip(asked, found, strict=True):
             verdicts[place] = verdict
         return verdicts
+
+    def close(self) -> None:
+        """End the workers; the next check starts new ones."""
+        self._pool().close()
 
     def _pool(self) -> Pool:
         return _shared(self.workers, self.cpu_seconds, self.memory_mb)

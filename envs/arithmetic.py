@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
@@ -20,7 +20,7 @@ from envs.base import SPLITS, Answer, GeneratedSplit, SingleTurnEnv, check_split
 from envs.formats import Format, Plain, best_reward, checked_weights, grade_number
 from envs.verify.numbers import MAX_DIGITS
 from envs.word_problems import MAX_STEPS, word_problem
-from rlreason.types import Grade, Problem, Split
+from rlreason.types import Finish, Grade, Problem, Split
 
 OPERATIONS = ("+", "-", "*", "/")
 
@@ -99,8 +99,8 @@ class Arithmetic(SingleTurnEnv):
             return GeneratedSplit(len(expressions), lambda index: self._problem(expressions[index]))
         return GeneratedSplit(None, lambda index: self._problem(self._drawn_expression(name, index)))
 
-    def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
-        return [grade_number(answer, format=self.format, weights=self.weights) for answer in answers]
+    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
+        return grade_number(Answer(problem, text, finish), format=self.format, weights=self.weights)
 
     def gold(self, problem: Problem) -> str:
         return self.format.gold(problem.meta["solution"], problem.answer)

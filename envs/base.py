@@ -56,8 +56,9 @@ class Answer:
     finish: Finish
 
 
-class SingleTurnEnv(ABC):
-    """An environment in which the policy writes one completion. Subclasses are final.
+class BatchGradedEnv(ABC):
+    """An environment in which the policy writes one completion, and completions are graded many at a time. Subclasses
+    are final; where each is graded for itself, ``SingleTurnEnv`` asks for less.
 
     A subclass gives a name, its splits, grades for texts, a gold completion, the largest reward and its manifest; this
     class makes it a ``rlreason.types.Env``.
@@ -105,10 +106,6 @@ class SingleTurnEnv(ABC):
         """The verdicts on what the policy wrote, in order."""
         return self.grade_texts([Answer(episode.problem, episode.text, episode.finish) for episode in episodes])
 
-    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
-        """A verdict on one completion."""
-        return self.grade_texts([Answer(problem, text, finish)])[0]
-
     def validate(self) -> None:
         """Check the verifier without a model, on up to ``VALIDATED`` problems of each split.
 
@@ -139,6 +136,18 @@ class SingleTurnEnv(ABC):
                             f"{self.name}: problem {answer.problem.id}: {what} should be incorrect, but "
                             f"{answer.text!r} got {grade}"
                         )
+
+
+class SingleTurnEnv(BatchGradedEnv):
+    """An environment in which the policy writes one completion, and each is graded for itself. Subclasses are final."""
+
+    @abstractmethod
+    def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
+        """A verdict on a completion. ``text`` has no end token; ``finish`` is ``length`` if it was cut off."""
+
+    def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
+        """``grade_text`` for each, in order."""
+        return [self.grade_text(answer.problem, answer.text, answer.finish) for answer in answers]
 
 
 def split_of(key: str) -> str:

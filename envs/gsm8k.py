@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, Answer, GeneratedSplit, ListSplit, SingleTurnEnv, check_split, make_prompt, split_of
+from envs.base import SPLITS, Answer, BatchGradedEnv, GeneratedSplit, ListSplit, check_split, make_prompt, split_of
 from envs.formats import R1, Format, best_reward, checked_weights, grade_answers
 from envs.rows import hold_out, hub_tables, local_rows, malformed
 from envs.verify import MathVerifier, Verifier
@@ -71,7 +71,7 @@ EXAMPLE = _Example(
 
 
 @dataclass(frozen=True)
-class Gsm8k(SingleTurnEnv):
+class Gsm8k(BatchGradedEnv):
     """GSM8K, graded by the value of the final answer. Data are read on construction.
 
     ``source``:

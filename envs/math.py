@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, Answer, ListSplit, SingleTurnEnv, check_split, make_prompt
+from envs.base import SPLITS, Answer, BatchGradedEnv, ListSplit, check_split, make_prompt
 from envs.formats import Boxed, Format, best_reward, checked_weights, grade_answers
 from envs.rows import hold_out, hub_tables, local_rows, malformed
 from envs.verify import Extraction, MathVerifier, Verifier, check_gold
@@ -25,7 +25,7 @@ _BOXED = Extraction(("boxed",), after_thinking=False)
 
 
 @dataclass(frozen=True)
-class Math(SingleTurnEnv):
+class Math(BatchGradedEnv):
     """Problems with answers that can be compared. Data are read on construction.
 
     ``source`` ``hub`` reads ``dataset`` (its ``config``, at ``revision``), ``local`` the files ``train.jsonl`` and

@@ -51,11 +51,14 @@ COMPLETED = {
     "experiment=gsm8k_qwen": ["env.source=synthetic"],
     "experiment=math_qwen": MATH,
     "env=math": MATH,
+    **{f"env={name}": MATH for name in ("aime", "amc", "math500")},
+    "env=svamp": [*MATH, "env.problem_key=problem", "env.answer_key=answer"],
     "env=gsm8k": ["env.source=synthetic"],
     "reward=format_only": ["env.format._target_=envs.formats.R1"],
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
+EVALUATION_ONLY = ("env=aime", "env=amc", "env=math500")
 GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "reward", "model/lora")
 # engine=vllm is test_vllm's, where it is installed
 CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group) if (group, name) != ("engine", "vllm")]
@@ -73,7 +76,8 @@ def test_every_choice_composes_and_instantiates(choice: str, tmp_path: Path) -> 
     assert not OmegaConf.missing_keys(cfg)
     env, algo, sampling = build(cfg, "env"), build(cfg, "algo"), build(cfg, "sampling")
     assert isinstance(env, Env)
-    assert isinstance(env.split("train")[0].prompt[0]["content"], str)
+    split = "test" if choice in EVALUATION_ONLY else "train"
+    assert isinstance(env.split(split)[0].prompt[0]["content"], str)
     assert isinstance(algo, Algo)
     assert isinstance(sampling, Sampling)
     policy = build(cfg, "model")(device="cpu")

@@ -17,7 +17,7 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from envs.arithmetic import Arithmetic
-from envs.base import SPLITS, GeneratedSplit, ListSplit, SingleTurnEnv, split_of
+from envs.base import SPLITS, Answer, GeneratedSplit, ListSplit, SingleTurnEnv, split_of
 from envs.formats import PARTS, R1, Format, Hash, Plain, best_reward, checked_weights, grade_number
 from envs.word_problems import MAX_ADDEND, MAX_STEPS, MAX_VALUE, word_problem
 from rlreason.types import Env, Episode, Finish, Grade, Message, Problem, Split
@@ -37,7 +37,7 @@ def grade(
 ) -> Grade:
     content = f"{question}\n{format.instruction}" if format.instruction else question
     prompt: list[Message] = [{"role": "user", "content": content}]
-    return grade_number(text, finish, answer=answer, prompt=prompt, format=format, weights=weights)
+    return grade_number(Answer(Problem("one", prompt, answer), text, finish), format=format, weights=weights)
 
 
 # Formats

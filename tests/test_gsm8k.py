@@ -28,9 +28,10 @@ from hydra.utils import instantiate
 
 import envs.gsm8k
 import envs.rows
-from envs.base import SPLITS
+from envs.base import SPLITS, Answer
 from envs.formats import R1, Format, Hash, Plain
 from envs.gsm8k import Gsm8k, SyntheticDataWarning
+from envs.verify import MathVerifier
 from rlreason.types import Problem
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -107,6 +108,7 @@ def test_local_manifest(folder: Path) -> None:
         "sizes": {"train": 25, "validation": 5, "test": 10},
         "format": {"type": "Hash", "instruction": "Go."},
         "weights": {"accuracy": 1.0, "format": 0.2, "lenient": 0.0},
+        "verifier": str(MathVerifier()),
     }
 
 
@@ -117,12 +119,13 @@ def test_worked_example_is_a_solved_turn_before_the_question(folder: Path, forma
     system, user, assistant, question = shown.split("train")[0].prompt
     assert [system, question] == plain.split("train")[0].prompt
     assert (user["role"], assistant["role"]) == ("user", "assistant")
-    grade = shown.grade_text(
-        dataclasses.replace(shown.split("train")[0], answer="5", prompt=[]), assistant["content"], "stop"
+    problem = dataclasses.replace(shown.split("train")[0], answer="5")
+    text = assistant["content"]
+    grade, echoed = shown.grade_texts(
+        [Answer(dataclasses.replace(problem, prompt=[]), text, "stop"), Answer(problem, text, "stop")]
     )
     assert grade.correct is True
     assert grade.reward == shown.max_reward
-    echoed = shown.grade_text(dataclasses.replace(shown.split("train")[0], answer="5"), assistant["content"], "stop")
     assert echoed.correct is False  # copying the example is no answer, whatever the problem's is
     shown.validate()
 
@@ -228,7 +231,8 @@ def test_real_gsm8k(shared_data: Path) -> None:
         real.validate()
         # Every problem, not only the sample that validate takes.
         for name in SPLITS:
-            assert all(real.grade_text(p, real.gold(p), "stop").correct for p in problems(real, name))
+            answers = [Answer(problem, real.gold(problem), "stop") for problem in problems(real, name)]
+            assert all(grade.correct for grade in real.grade_texts(answers))
 
 
 # Generated problems

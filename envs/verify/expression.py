@@ -219,6 +219,8 @@ def parse(text: str, *, trusted: bool = False) -> Node:
     named = _named(plain)
     if named is not None:
         return named
+    if not trusted and _depth(clean):
+        raise Unreadable("its brackets don't match")
     return _list(_plain_operators(clean), MAX_DEPTH)
 
 
@@ -288,6 +290,12 @@ def _check_balance(text: str) -> None:
             break
     if depth:
         raise Unreadable("its braces don't match")
+
+
+def _depth(text: str) -> int:
+    """Brackets of all kinds that open, less those that close."""
+    opened = text.count("(") + text.count("[") - text.count(")") - text.count("]")
+    return opened + text.count(r"\{") - text.count(r"\}")
 
 
 def _plain_operators(text: str) -> str:

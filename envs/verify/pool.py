@@ -52,6 +52,7 @@ class _Worker:
             bufsize=0,
         )
         self.ready = False
+        self.begun = False
         self.places: deque[int] = deque()
         self.since = time.monotonic()
         self.received = b""
@@ -59,6 +60,7 @@ class _Worker:
     def send(self, pairs: Sequence[tuple[str, str]], places: Sequence[int]) -> None:
         assert self.process.stdin is not None
         self.places = deque(places)
+        self.begun = False
         self.since = time.monotonic()
         rest = memoryview(json.dumps(pairs).encode() + b"\n")
         while rest:
@@ -181,7 +183,8 @@ class _Run:
                 self._gone(worker, started=worker.ready)
                 continue
             for message in messages:
-                self._take(worker, message)
+                if worker in self.pool._workers:
+                    self._take(worker, message)
 
     def _take(self, worker: _Worker, message: list[object]) -> None:
         kind, *content = message
@@ -189,6 +192,11 @@ class _Run:
         if kind == "ready":
             worker.ready = True
             self.failed_starts = 0
+        elif kind == "begun":
+            worker.begun = True
+        elif kind == "died" and worker.places and not worker.begun:
+            # Somebody killed it idle or while it read: whether its chunk is lost or comes to the next child is not known.
+            self._gone(worker, started=True)
         elif kind == "died":
             worker.ready = False
             if worker.places:  # a signal or out of memory: its own doing, unless somebody else killed it

@@ -236,10 +236,10 @@ def _close(number: Number, value: Any) -> bool:
     """Whether ``number`` is ``value`` rounded or cut off at its last digit, with at least ``MIN_DIGITS`` of them."""
     if number.digits is None or number.digits < MIN_DIGITS or not number.value:
         return False
-    exponent = _magnitude(number.value) - number.digits + 1
-    unit = sympy.Rational(10) ** exponent
-    difference = sympy.Abs(sympy.Rational(number.value.numerator, number.value.denominator) - value)
-    return bool(difference <= unit)
+    unit = sympy.Rational(10) ** (_magnitude(number.value) - number.digits + 1)
+    written = sympy.Rational(number.value.numerator, number.value.denominator)
+    missing = sympy.Abs(value) - sympy.Abs(written)
+    return bool(sympy.Abs(written - value) <= unit / 2) or bool(written * value > 0 and 0 <= missing < unit)
 
 
 def _magnitude(value: Fraction) -> int:

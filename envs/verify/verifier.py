@@ -12,6 +12,7 @@ from typing import Protocol
 
 from envs.verify.extract import Extraction
 from envs.verify.pool import Pool
+from envs.verify.tidy import MAX_LENGTH
 from envs.verify.verdict import Verdict
 
 
@@ -56,7 +57,7 @@ class MathVerifier:
         answers = [
             self.extraction(item.text, finished=item.finished) if item.whole else _unboxed(item.text) for item in items
         ]
-        asked = [place for place, answer in enumerate(answers) if answer is not None]
+        asked = [place for place, answer in enumerate(answers) if answer is not None and len(answer) <= MAX_LENGTH]
         found = self._pool().check([(items[place].gold, answers[place] or "") for place in asked])
         verdicts = [Verdict(False, "unparseable")] * len(items)
         for place, verdict in zip(asked, found, strict=True):

@@ -5,7 +5,7 @@ there in milliseconds. The child arms a CPU timer before each check whose signal
 ends it, whatever it is doing; a limit on the address space does the same for memory. Both hold even if nobody is
 watching.
 
-Messages are lines of JSON. In: a chunk of ``[gold, answer]`` pairs. Out: ``["ready"]``, then for each pair
+Messages are lines of JSON. In: a chunk of ``[gold, answer]`` pairs. Out: ``["ready"]``, ``["begun"]``, then for each pair
 ``["verdict", correct, status, answer]`` or ``["error", message]``, and ``["died", signal or exit code]`` when a child
 is gone.
 
@@ -73,6 +73,7 @@ def serve(cpu_seconds: float, memory_mb: int) -> None:
         line = _line()
         if not line:
             os._exit(_DONE)
+        _say("begun")
         for gold, answer in json.loads(line):
             signal.setitimer(signal.ITIMER_PROF, cpu_seconds)
             try:

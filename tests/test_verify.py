@@ -228,6 +228,8 @@ def test_tidy_keeps_what_it_does_not_know() -> None:
         ("x^2 - 1", ["(x-1)(x+1)", "-1 + x^2"], ["x^2 + 1", "(x-1)^2", "y^2 - 1"]),
         ("|x|", [r"\sqrt{x^2}"], ["x"]),
         ("|xy|", [r"|x||y|"], ["xy", "x|y|"]),
+        (r"2\frac{1}{2}\pi", [r"\frac{5\pi}{2}"], [r"\pi"]),
+        ("2(7)x", ["14x"], ["9x"]),
         (r"3 + 4i", ["4i + 3"], ["3 - 4i", "3 + 4j", "5"]),
         (
             r"\begin{pmatrix} 1 & 2 \\ 3 & 4 \end{pmatrix}",

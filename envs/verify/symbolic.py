@@ -73,6 +73,8 @@ _FUNCTION_NAMES = {"infinity": "infty", "inf": "infty", "asin": "arcsin", "acos"
 _FRAC = re.compile(r"\\(frac|binom)[ ]*([0-9A-Za-z]|(?=\{))[ ]*")
 _ONE_TOKEN = re.compile(r"\\sqrt[ ]*([0-9A-Za-z])")
 _POWER = re.compile(r"([\^_])[ ]*([-+]?[0-9]+(?![0-9.]))")
+_MIXED = re.compile(r"(?<![0-9.^_])([0-9]+)[ ]*\\frac\{([0-9]+)\}\{([0-9]+)\}")
+_BEFORE_BRACKET = re.compile(r"(?<=[0-9)])[ ]*(?=\()")  # the library takes 2(7) for a mixed number, 2 + 7
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)[ ]*\^[ ]*\{?[ ]*\\circ[ ]*\}?")
@@ -97,13 +99,15 @@ def to_sympy(text: str) -> Any:
 
 def by_grammar(latex: str) -> Any:
     """As ``to_sympy``, by Math-Verify's parser alone. Raises ``NotAFormula``."""
+    latex = _BEFORE_BRACKET.sub(r"\\cdot ", latex)
     try:
         found = latex2sympy(
             latex,
             is_real=True,
             convert_degrees=False,
             normalization_config=None,
-            conversion_config=ConversionConfig(lowercase_symbols=False),
+            # Mixed fractions are written out by now.
+            conversion_config=ConversionConfig(lowercase_symbols=False, interpret_as_mixed_fractions=False),
         )
     except RecursionError:
         raise NotAFormula("it nests too deeply") from None
@@ -131,6 +135,7 @@ def prepared(text: str) -> str:
     text = _BARE_FUNCTION.sub(lambda m: "\\" + _FUNCTION_NAMES.get(m[0], m[0]) + " ", text)
     text = _bracketed_arguments(text)
     text = _POWER.sub(r"\1{\2}", text)
+    text = _MIXED.sub(_written_out, text)
     text = text.replace("*", r"\cdot ")
     text = _THOUSANDS.sub(lambda match: match[0].replace(",", ""), text)
     text = _DECIMAL.sub(_fraction_of, text)
@@ -161,6 +166,13 @@ def _bracketed_arguments(text: str) -> str:
         position = match.end()
     text = "".join(pieces) + text[position:]
     return re.sub(r"(\\(?:frac|binom)\{[^{}]*\})[ ]*([0-9A-Za-z])", r"\1{\2}", text)
+
+
+def _written_out(match: re.Match[str]) -> str:
+    """``2\\frac{1}{2}`` is two and a half."""
+    if not 0 < int(match[2]) < int(match[3]):
+        return match[0]
+    return rf"({match[1]}+\frac{{{match[2]}}}{{{match[3]}}})"
 
 
 def _fraction_of(match: re.Match[str]) -> str:

@@ -110,10 +110,11 @@ class BatchGradedEnv(ABC):
         """Check the verifier without a model, on up to ``VALIDATED`` problems of each split.
 
         The gold completion must be correct and earn ``max_reward``; a gold completion for another problem's answer,
-        and an empty text, must be incorrect. Raises ValueError naming the problem, the text and its grade.
+        and an empty text, must be incorrect. Problems whose answer is not known (None) are left out.
+        Raises ValueError naming the problem, the text and its grade.
         """
         for name in SPLITS:
-            problems = _sample(self.split(name))
+            problems = [problem for problem in _sample(self.split(name)) if problem.answer is not None]
             if len({str(problem.answer) for problem in problems}) < 2:
                 raise ValueError(f"{self.name}: the {name} split has no two problems with different answers to check")
             gold, corrupted = [], []

@@ -167,11 +167,11 @@ class R1:
         return {(start, " ".join(inside.split()), end) for start, inside, end in blocks if _pairs(start, end)}
 
 
-def checked_weights(weights: Mapping[str, float]) -> dict[str, float]:
+def checked_weights(weights: Mapping[str, float], parts: Sequence[str] = PARTS) -> dict[str, float]:
     """The weights as a plain dict; ValueError for an unknown part, or a weight that is negative or not finite."""
     for part, weight in weights.items():
-        if part not in PARTS:
-            raise ValueError(f"weights: there is no reward part {part!r}; the parts are {', '.join(PARTS)}")
+        if part not in parts:
+            raise ValueError(f"weights: there is no reward part {part!r}; the parts are {', '.join(parts)}")
         if not (math.isfinite(weight) and weight >= 0):
             raise ValueError(f"weights: {part} is {weight}; a weight must be a finite number, 0 or more")
     return {part: float(weight) for part, weight in weights.items()}

@@ -37,8 +37,8 @@ def manifest(
     source code, where git is asked for the commit; None asks nothing. ``git.commit`` and ``git.dirty`` are None
     outside a checkout, in a folder that the checkout doesn't track (an installed package), and without git.
     ``started`` is UTC in ISO 8601; ``machine.memory_gib`` counts 2**30 bytes;
-    ``machine.peak_flops`` is ``peak_flops``, what MFU is relative to. ``sandbox`` is None: no model-written code is
-    run yet.
+    ``machine.peak_flops`` is ``peak_flops``, what MFU is relative to. ``sandbox`` is what the environment says of its
+    own; None if no model-written code is run.
     """
     return {
         "git": _git(root),
@@ -48,7 +48,7 @@ def manifest(
         "machine": _machine() | {"peak_flops": None if peak_flops is None else dict(peak_flops)},
         "command": shlex.join(sys.orig_argv),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
-        "sandbox": None,
+        "sandbox": env.get("sandbox"),
         "model": dict(model),
         "env": dict(env),
     }

@@ -305,7 +305,9 @@ def test_the_fast_parser_agrees_with_the_library_on_random_formulas() -> None:
     assert compared > 200
 
 
-@pytest.mark.parametrize("text", ["1/2x", "a/b/c", "f(x)", r"\sin xy", "x_1", r"\log 5", "2^3^4", "3 4", r"\sin^{-1} x", ""])
+@pytest.mark.parametrize(
+    "text", ["1/2x", "a/b/c", "f(x)", r"\sin xy", "x_1", r"\log 5", "2^3^4", "3 4", r"\sin^{-1} x", ""]
+)
 def test_the_fast_parser_leaves_what_is_ambiguous_to_the_library(text: str) -> None:
     with pytest.raises(Unsupported):
         read(text)
@@ -373,7 +375,11 @@ def test_another_verifier_can_be_put_under_it(tmp_path: Path, capsys: pytest.Cap
     path = str(write(tmp_path / "rows.jsonl", ROWS))
     assert main(["score", path, "--json", "--verifier", f"{__name__}.YesMan"]) == 0
     assert json.loads(capsys.readouterr().out)["false_positives"] == ["d", "e", "f"]
-    for name, what in (("nowhere.YesMan", "nowhere"), (f"{__name__}.MARKS", "not callable"), ("json.JSONDecoder", "no method")):
+    for name, what in (
+        ("nowhere.YesMan", "nowhere"),
+        (f"{__name__}.MARKS", "not callable"),
+        ("json.JSONDecoder", "no method"),
+    ):
         assert main(["score", path, "--verifier", name]) == 2
         assert what in capsys.readouterr().err
 

@@ -231,7 +231,9 @@ def test_ordinary_checks_are_fast() -> None:
     verifier = MathVerifier()
     golds = [f"{number}" for number in range(400)] + [rf"\frac{{{n}}}{{7}}" for n in range(1, 400)]
     golds += [rf"{n}\sqrt{{3}}" for n in range(2, 200)] + [f"({n}, {n + 1})" for n in range(200)]
-    items = [Item(gold, gold.replace("frac", "dfrac") + (" " if place % 2 else "0")) for place, gold in enumerate(golds)]
+    items = [
+        Item(gold, gold.replace("frac", "dfrac") + (" " if place % 2 else "0")) for place, gold in enumerate(golds)
+    ]
     verifier.check(items[:50])
     start = time.perf_counter()
     verdicts = verifier.check(items)

@@ -121,8 +121,11 @@ def _scaled(value: Node, factor: Fraction) -> Node:
 
 _SYMBOL = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?'*"
 _NAME = re.compile(
-    rf"{_SYMBOL}(?:\^\{{-1\}})?(?:[ ]*\([^()=]*\))?|[A-Z]{{2,4}}|\|?[A-Z]{{2}}\|?|m?[ ]*\\(?:angle|triangle|overline|vec|hat|bar|widehat)[ ]*\{{?[A-Za-z]+\}}?"
-    r"|\\frac\{d[a-z]?\}\{d[a-z]\}|\\lim.*|[A-Z]\([^=]*\)"
+    rf"""{_SYMBOL}(?:\^\{{-1\}})?(?:[ ]*\([^()=]*\))?            # x, x_1, f(x), f^{{-1}}(x)
+    |[A-Z]{{2,4}}|\|?[A-Z]{{2}}\|?|[A-Z]\([^=]*\)             # AB, ABC, |AB|, P(A)
+    |m?[ ]*\\(?:angle|triangle|overline|vec|hat|bar|widehat)[ ]*\{{?[A-Za-z]+\}}?
+    |\\frac\{{d[a-z]?\}}\{{d[a-z]\}}|\\lim.*""",
+    re.VERBOSE,
 )
 
 
@@ -351,16 +354,18 @@ def _solutions(node: Relation) -> Any:
         bound = _scalar(right).doit()
         if bound.free_symbols:
             raise NotAFormula("no constant bound")
-        allowed = {
-            "<": lambda: sympy.Interval.open(-sympy.oo, bound),
-            "<=": lambda: sympy.Interval(-sympy.oo, bound),
-            ">": lambda: sympy.Interval.open(bound, sympy.oo),
-            ">=": lambda: sympy.Interval(bound, sympy.oo),
-            "=": lambda: sympy.FiniteSet(bound),
-            "!=": lambda: sympy.Complement(sympy.S.Reals, sympy.FiniteSet(bound)),
-        }[operator]()
-        found = sympy.Intersection(found, allowed)
+        found = sympy.Intersection(found, _allowed(operator, bound))
     return found
+
+
+def _allowed(operator: str, bound: Any) -> Any:
+    if operator == "=":
+        return sympy.FiniteSet(bound)
+    if operator == "!=":
+        return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(bound))
+    if operator in ("<", "<="):
+        return sympy.Interval(-sympy.oo, bound, right_open=operator == "<")
+    return sympy.Interval(bound, sympy.oo, left_open=operator == ">")
 
 
 def _same_set(left: Any, right: Any) -> bool:

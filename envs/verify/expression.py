@@ -120,8 +120,8 @@ _DOUBT = re.compile(
 )
 # Whole answers that contain such a word and mean it.
 _MEANT = re.compile(
-    r"(?:can(?:not|'t) be|not (?:enough|possible|defined|unique|solvable|real|a )|does not exist|no |none|nothing|undetermined)"
-    r"[A-Za-z ]*",
+    r"(?:can(?:not|'t) be|not (?:enough|possible|defined|unique|solvable|real|a )|does not exist|no |none|nothing|"
+    r"undetermined)[A-Za-z ]*",
     re.IGNORECASE,
 )
 _PLACEHOLDERS = frozenset(
@@ -172,7 +172,11 @@ _NAMED_SETS = {rf"\mathbb{{{name}}}": name for name in "RZNQC"} | {
     r"\{\}": "empty",
     "DNE": "empty",
 }
-_MATRIX = re.compile(r"([^\\&(\[]*|-?\\frac\{[^{}]*\}\{[^{}]*\})[ ]*(?:\\cdot)?[ ]*\\begin\{([pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?(.*)\\end\{\2\}", re.DOTALL)
+_MATRIX = re.compile(
+    r"""(?P<factor>[^\\&(\[]*|-?\\frac\{[^{}]*\}\{[^{}]*\})[ ]*(?:\\cdot)?[ ]*
+    \\begin\{(?P<kind>[pbBvV]?matrix|smallmatrix|array)\}(?:\{[lcr|\s]*\})?(?P<cells>.*)\\end\{(?P=kind)\}""",
+    re.DOTALL | re.VERBOSE,
+)
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"\(?[A-Za-z][A-Za-z0-9 .'&-]*\)?")
 _WORD = re.compile(r"(?<![\\A-Za-z{])(?!sqrt|pi|sin|cos|tan|log|ln|exp)[A-Za-z]{2,}")
@@ -353,7 +357,7 @@ def _list(text: str, depth: int, *, bracketed: bool = False) -> Node:
     if len(pieces) > MAX_ITEMS:
         raise Unreadable("it has too many items")
     if len(pieces) == 1:
-        return _relation(pieces[0] if not bracketed else pieces[0], depth - 1)
+        return _relation(pieces[0], depth - 1)
     items: list[Node] = []
     for piece in pieces:
         node = _relation(piece, depth - 1)
@@ -418,8 +422,8 @@ def _bracketed(text: str, depth: int) -> Node:
     if name:
         return NamedSet(name)
     matrix = _MATRIX.fullmatch(text)
-    if matrix and matrix[2] not in ("vmatrix", "Vmatrix"):
-        return _matrix(matrix[3], matrix[1], depth - 1)
+    if matrix and matrix["kind"] not in ("vmatrix", "Vmatrix"):
+        return _matrix(matrix["cells"], matrix["factor"], depth - 1)
     if text[:1] + text[-1:] in _OUTWARD:  # intervals whose open ends are written with brackets turned outwards
         return Group(_OUTWARD[text[0] + text[-1]], _items(text[1:-1], depth - 1))
     opener = next((o for o in _PAIRS if text.startswith(o)), None)
@@ -593,13 +597,20 @@ _DIGITS = r"[0-9]++"
 _PLAIN = re.compile(rf"({_DIGITS})?(?:\.({_DIGITS})?)?")
 _GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]{1,3}(?:[ ][0-9]{3})+(?:\.[0-9]+)?")
 _SCIENTIFIC = re.compile(
-    r"(.*?)[ ]*(?:(?:\\times|\\cdot|\*|x)[ ]*10[ ]*(?:\^|\*\*)[ ]*(?:\{[ ]*([-+]?[0-9]{1,6})[ ]*\}|\(([-+]?[0-9]{1,6})\)|([-+]?[0-9]{1,6}))|(?<=[0-9.])[eE]([-+]?[0-9]{1,6}))"
+    r"""(?P<head>.*?)[ ]*
+    (?:(?:\\times|\\cdot|\*|x)[ ]*10[ ]*(?:\^|\*\*)[ ]*
+    (?:\{[ ]*(?P<braced>[-+]?[0-9]{1,6})[ ]*\}|\((?P<bracketed>[-+]?[0-9]{1,6})\)|(?P<bare>[-+]?[0-9]{1,6}))
+    |(?<=[0-9.])[eE](?P<short>[-+]?[0-9]{1,6}))""",
+    re.VERBOSE,
 )
 _FRACTION = re.compile(r"\\frac[ ]*(?:\{([^{}]*)\}|([0-9]))[ ]*(?:\{([^{}]*)\}|([0-9]))")
 _MIXED = re.compile(rf"({_DIGITS})[ ]*(\\frac.*)|({_DIGITS})[ ]+({_DIGITS}[ ]?/[ ]?{_DIGITS})")
 _POWER = re.compile(r"([0-9]{1,6})[ ]*\^[ ]*(?:\{[ ]*([0-9]{1,5})[ ]*\}|([0-9]{1,5}))")
 _REPEATING = re.compile(
-    r"([0-9]*)\.([0-9]*)(?:\\(?:overline|bar|dot|overbar)[ ]*\{([0-9]+)\}|\\(?:overline|bar|dot)[ ]*([0-9])|\(([0-9]+)\))(?:\\ldots|\.{2,3})?"
+    r"""([0-9]*)\.([0-9]*)
+    (?:\\(?:overline|bar|dot|overbar)[ ]*\{([0-9]+)\}|\\(?:overline|bar|dot)[ ]*([0-9])|\(([0-9]+)\))
+    (?:\\ldots|\.{2,3})?""",
+    re.VERBOSE,
 )
 _DOTS = re.compile(r"([0-9]*)\.([0-9]{2,})[ ]*(?:\\ldots|\.{2,})")
 _MAX_POWER_OF_TEN = 4000
@@ -640,8 +651,8 @@ def _unsigned(text: str) -> Number | None:
         return None
     scientific = _SCIENTIFIC.fullmatch(text)
     if scientific:
-        head = _PLAIN.fullmatch(scientific[1])
-        exponent = int(scientific[2] or scientific[3] or scientific[4] or scientific[5])
+        head = _PLAIN.fullmatch(scientific["head"])
+        exponent = int(next(filter(None, scientific.group("braced", "bracketed", "bare", "short"))))
         if head and (head[1] or head[2]) and abs(exponent) <= _MAX_POWER_OF_TEN:
             return _decimal(head[1] or "", head[2], exponent)
         return None

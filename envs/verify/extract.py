@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from envs.verify import prose
 from envs.verify.expression import Number, Unreadable, parse
 
 Mark = Literal["boxed", "hash", "tag", "phrase", "number"]
@@ -27,6 +28,7 @@ MAX_TEXT = 200_000
 """Only so many characters at the end of a completion are searched."""
 
 _LAST_PHRASES = 20
+_TAIL = 200
 _SENTENCE = 2000
 
 
@@ -83,17 +85,29 @@ class Extraction:
 def _last(text: str, found: list[Found]) -> str | None:
     found.sort(key=lambda answer: answer.start)
     last = found[-1]
-    # An enclosing mark repeats the inner one: "the answer is \boxed{5}" is one answer, found twice.
+    # An enclosing mark repeats the inner one: "the answer is \\boxed{5}" is one answer, found twice.
     inner = [f for f in found if f.mark == "boxed" and last.start <= f.start and last.mark != "boxed"]
     last = inner[-1] if inner else last
-    if last.mark in ("boxed", "tag") and len({_said(f.text) for f in found if f.mark == last.mark}) > 1:
-        return None
-    before = text[max(0, last.start - 120) : last.start]
-    if _DENIED_BEFORE.search(before):
-        return None
-    if last.mark in ("boxed", "tag") and _hedged(text, last):
-        return None
-    return last.text
+    if last.mark in ("boxed", "tag"):
+        end = _end(text, last)
+        if not _agree([f.text for f in found if f.mark == last.mark]) or prose.hedged(text[end : end + _TAIL]):
+            return None
+    return None if prose.denied_before(text, last.start) else last.text
+
+
+def _agree(answers: Sequence[str | None]) -> bool:
+    different = {*answers}
+    return len(different) == 1 or len({_said(answer) for answer in different}) == 1
+
+
+def _end(text: str, found: Found) -> int:
+    """Where a box or a tag ends."""
+    if found.mark == "tag":
+        return text.lower().find("</answer>", found.start) + len("</answer>")
+    opened = _BOX.match(text, found.start)
+    assert opened is not None
+    closed = _closing_brace(text, opened.end()) if opened[1] == "{" else None
+    return opened.end() if closed is None else closed + 1
 
 
 def _said(text: str | None) -> object:
@@ -111,9 +125,10 @@ def _said(text: str | None) -> object:
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])[ ]*(\{|[0-9A-Za-z]+)?")
 _PLACEHOLDER = re.compile(
-    r"[\s.]*(?:(?:(?:the|your|final|insert|put|here|numeric(?:al)?|correct)\s+)*(?:answer|number|result|value|expression|solution|option|letter|choice)"
-    r"(?:\s+here)?|\.{2,}|…|\\ldots|\\dots|\\cdots|\\text\{[^{}]*answer[^{}]*\}|_+|\?+|n|ans)?[\s.]*",
-    re.IGNORECASE,
+    r"""[\s.]*(?:(?:(?:the|your|final|insert|put|here|numeric(?:al)?|correct)\s+)*
+    (?:answer|number|result|value|expression|solution|option|letter|choice)(?:\s+here)?
+    |\.{2,}|…|\\ldots|\\dots|\\cdots|\\text\{[^{}]*answer[^{}]*\}|_+|\?+|n|ans)?[\s.]*""",
+    re.IGNORECASE | re.VERBOSE,
 )
 
 
@@ -193,29 +208,23 @@ def _tags(text: str) -> list[Found]:
 
 
 _PHRASE = re.compile(
-    r"(?<![A-Za-z])(?:(?:the|our|my|a|this)[ ]+)?(?:(?:final|correct|right|exact|numerical|simplified)[ ]+)*(?:answer|result|solution)s?"
-    r"(?:[ ]+(?:to|of|for)[ ][^.:\n]{1,80}?)?[ *_]*(?P<verb>(?:is|are|was|equals|becomes|would[ ]be|should[ ]be|must[ ]be|will[ ]be)\b|:|=)"
-    r"[ *_]*(?:\\?\n[ ]*)?(?:therefore|thus|then|hence|so|simply|just|exactly|indeed|now|clearly|given[ ]by|equal[ ]to)?[ ]*:?[ *_]*(?:\n[ ]*)*",
-    re.IGNORECASE,
+    r"""(?<![A-Za-z])(?:(?:the|our|my|a|this)[ ]+)?
+    (?:(?:final|correct|right|exact|numerical|simplified)[ ]+)*(?P<noun>answer|result|solution)s?
+    (?:[ ]+(?:to|of|for)[ ][^.:\n]{1,80}?)?[ *_]*
+    (?P<verb>(?:is|are|was|equals|becomes|(?:would|should|must|will)[ ]be)\b|:|=)[ *_]*(?:\\?\n[ ]*)?
+    (?:therefore|thus|then|hence|so|simply|just|exactly|indeed|now|clearly|given[ ]by|equal[ ]to)?
+    [ ]*:?[ *_]*(?:\n[ ]*)*""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$|\*|\"|'|\))|(?<=[0-9)}$])[.](?=[ ]*[A-Z])")
-_DENIED_AFTER = re.compile(
-    r"\s*(?:not|n't|never|no longer|neither|isn't|incorrect|wrong|unknown|unclear|nowhere|anything but|far from|either|either|maybe|perhaps|probably|possibly|"
-    r"approximately|approx|about|around|roughly|nearly|almost|close to|less than|more than|greater than|at least|at most|between|one of|something|could|might|may|definitely not|"
-    r"certainly not|surely not)\b",
-    re.IGNORECASE,
-)
 
 
 def _phrases(text: str, finished: bool) -> list[Found]:
     """What follows "the answer is", up to the end of the sentence."""
     found = []
     for match in list(_PHRASE.finditer(text))[-_LAST_PHRASES:]:
-        head = match[0].lower()
-        if match["verb"] in ("=", ":") and "answer" not in head:
-            continue
-        if ("result" in head or "solution" in head) and "final" not in head and match["verb"] != "is":
-            continue
+        if match["noun"].lower() != "answer" and match["verb"].lower() != "is":
+            continue  # "the solutions are as follows", "Solution: first we"
         end = _SENTENCE_END.search(text, match.end())
         stop = end.start() if end else len(text)
         math = _MATH.match(text, match.end())
@@ -228,7 +237,7 @@ def _phrases(text: str, finished: bool) -> list[Found]:
         sentence = text[match.end() : min(stop, match.end() + _SENTENCE)]
         if not sentence.strip() or _BOX.search(sentence):
             continue  # a box speaks for itself
-        if _DENIED_AFTER.match(sentence):
+        if prose.denied_after(sentence):
             found.append(Found(None, "phrase", match.start()))
         else:
             answer = _from_prose(sentence)
@@ -240,102 +249,41 @@ def _phrases(text: str, finished: bool) -> list[Found]:
 # --- prose -------------------------------------------------------------------------------------------------------
 
 _MATH = re.compile(r"\s*(?:\$\$([^$]+)\$\$|\$([^$\n]+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\))", re.DOTALL)
-_REASON = re.compile(
-    r",[ ](?:not|rather than|instead of)[ ].*|,?[ ](?:because|since|as|which|where|when|if|so|given|after|from|by|assuming|for|that)[ ].*",
-    re.DOTALL | re.IGNORECASE,
-)
-_SUBJECT = re.compile(
-    r"(?:(?:so|thus|hence|therefore|the|final|answer|result|total|is|are|equals|equal|to|it|he|she|they|we|there|has|have|had|will|be|get|gets|got|x|of|in|a|an|number|value|cost|costs|amount|pays?|"
-    r"needs?|makes?|earns?|[A-Z][a-z]+)[ ,:]++)++(?=[-$\\(]?[ ]?[0-9.\\])"
-)
+_UNIT = re.compile(r"[A-Za-z]{1,12}(?: [a-z]{2,12})?")
 
 
 def _from_prose(sentence: str) -> str | None:
     """The answer within a phrase's sentence or a tag: a box, the only formula, what stands before a reason."""
     boxes = _boxes(sentence)
     if boxes:
-        return boxes[-1].text if len({_said(box.text) for box in boxes}) == 1 else None
+        return boxes[-1].text if _agree([box.text for box in boxes]) else None
     sentence = sentence.strip().strip("*_` \n").rstrip(".!").strip()
-    math = list(_MATH.finditer(sentence))
-    inside = next((part.strip() for part in math[0].groups() if part), "") if len(math) == 1 else ""
-    if len(math) == 1:
-        before, after = sentence[: math[0].start()], sentence[math[0].end() :]
-        if _hedge_in(after) or _DOUBTFUL.search(before):
+    formulas = list(_MATH.finditer(sentence))
+    if len(formulas) == 1:
+        before, after = sentence[: formulas[0].start()], sentence[formulas[0].end() :]
+        if prose.hedged(after) or prose.DOUBTFUL.search(before):
             return None
-        if not re.search(r"[0-9]", before) and not re.search(r"[0-9]", _REASON.sub("", after)):
+        if not re.search(r"[0-9]", before + prose.without_reason(after)):
+            inside = next((part.strip() for part in formulas[0].groups() if part), "")
             unit = after.strip()
-            return inside + (rf"\text{{ {unit}}}" if re.fullmatch(r"[A-Za-z]{1,12}(?: [a-z]{2,12})?", unit) else "")
-    shortened = _REASON.sub("", sentence)
-    return _SUBJECT.sub("", shortened, count=1).strip() if _SUBJECT.match(shortened) else shortened
-
-
-_DOUBTFUL = re.compile(
-    r"(?<![A-Za-z])(?:not|isn't|never|can't|cannot|maybe|perhaps|possibly|might|wrong|incorrect|don't|doesn't|unlikely|wasn't|aren't)(?![A-Za-z])",
-    re.IGNORECASE,
-)
-_DENIED_BEFORE = re.compile(
-    r"(?:(?<![A-Za-z])(?:not|n't|never|cannot|can't|isn't|wasn't|aren't|don't|doesn't|instead of|rather than|wrong|incorrect|incorrectly|mistaken(?:ly)?|unlike|except|other than|neither|nor|"
-    r"anything but|far from|doubt(?:s|ful)?|unsure|if)(?:[ ]+(?!but\b|only\b)[A-Za-z']+){0,6}[ ]*[:,]?[ ]*(?:\*\*)?\$*(?:\\\[|\\\()?[ ]*(?:[A-Za-z][ ]*=[ ]*)?)$|\\(?:neq?|not|lnot|neg)[ ]*$|≠[ ]*$",
-    re.IGNORECASE,
-)
-_TAIL = 200
-_HEDGE = re.compile(
-    r"[ \t]*\$*(?:\\\]|\\\))?[ \t]*[,;.:(]?[ \t]*(?:\n[ ]*)?(?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no,|but(?: it)? (?:could|might|may)|it (?:could|might|may) (?:also )?be|could also be|might be|unless|"
-    r"and also|also|another|either|although|though|hold on|on second thought|(?:this|that) (?:is|may be|might be|could be) (?:wrong|incorrect|not))\b",
-    re.IGNORECASE,
-)
-_A_VALUE = re.compile(
-    r"[0-9]|\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not (?:right|correct|sure|certain)|mistake", re.IGNORECASE
-)
-
-
-def _hedge_in(after: str) -> bool:
-    match = _HEDGE.match(after)
-    return match is not None and _A_VALUE.search(after, match.end() - 1, match.end() + 80) is not None
-
-
-def _hedged(text: str, found: Found) -> bool:
-    """Whether another answer is offered right behind this one: ``\\boxed{3}, or maybe 4``."""
-    if found.mark == "tag":
-        end = text.lower().find("</answer>", found.start) + len("</answer>")
-    else:
-        opened = _BOX.match(text, found.start)
-        assert opened is not None
-        closed = _closing_brace(text, opened.end()) if opened[1] == "{" else None
-        end = opened.end() if closed is None else closed + 1
-    return _hedge_in(text[end : end + _TAIL])
+            return inside + (rf"\text{{ {unit}}}" if _UNIT.fullmatch(unit) else "")
+    return prose.without_subject(prose.without_reason(sentence))
 
 
 _NUMBER = re.compile(
-    r"(?<![A-Za-z0-9_])(?:(?<![)\]}])[-+−])?[$€£]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))(?:[ ]?/[ ]?[0-9]+(?!\.?[0-9]))?(?:[eE][+-]?[0-9]+)?[ ]?%?"
+    r"""(?<![A-Za-z0-9_])(?:(?<![)\]}])[-+−])?[$€£]?(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))
+    (?:[ ]?/[ ]?[0-9]+(?!\.?[0-9]))?(?:[eE][+-]?[0-9]+)?[ ]?%?""",
+    re.VERBOSE,
 )
-_AFTER_NUMBER = re.compile(
-    r"(?:[ ]?(?:\\?%|\^?\\circ|°|\$+|\\\)|\\\]|\}|\)))*(?:[ ]?/?[ ]?(?!(?:and|or|so|then|which|because|but|if|while|we|to|plus|minus|times|with|from|by|is|are|as|now|next|where|since|when|thus|hence|therefore|multiplied|divided|added)\b)[A-Za-z][A-Za-z'-]*){0,4}[\s.!*_$)\]}\\`\"']*"
-)
-_ENDED = re.compile(r"[.!?)\]}*$`\"'][\s*_$)`\"']*$")
 
 
 def _last_number(text: str) -> str | None:
-    """The last number of a text that ends with its sentence. None if that sentence is a question, denies or doubts
-    it, or breaks off somewhere behind it."""
+    """The last number of a text, if the text ends on it."""
     text = text[-_SENTENCE:]
     last = None
     for match in _NUMBER.finditer(text):
         if match[0].strip():
             last = match
-    if last is None:
-        return None
-    rest = text[last.end() :]
-    start = max(text.rfind("\n", 0, last.start()), text.rfind(". ", 0, last.start()), 0)
-    sentence = text[start : last.start()]
-    if _DOUBTFUL.search(sentence) or _DENIED_BEFORE.search(text[max(0, last.start() - 120) : last.start()]):
-        return None
-    if "?" in rest or re.search(
-        r"(?<![A-Za-z])(?:or|maybe|perhaps|about|approximately|around|roughly|either)(?![A-Za-z])", sentence[-40:], re.I
-    ):
-        return None
-    whole = _AFTER_NUMBER.match(rest)
-    at_end = whole is not None and whole.end() == len(rest)
-    if not at_end and not (_ENDED.search(rest) and not _hedge_in(rest)):
+    if last is None or not prose.ends_the_text(text, last.start(), last.end()):
         return None
     return last[0].strip()

@@ -97,7 +97,8 @@ class Pool:
             raise ValueError(f"verifier: workers is {workers}; it must be at least 1")
         if cpu_seconds <= 0 or memory_mb < 16:
             raise ValueError(
-                f"verifier: cpu_seconds is {cpu_seconds} and memory_mb is {memory_mb}; they must be above 0 and at least 16"
+                f"verifier: cpu_seconds is {cpu_seconds} and memory_mb is {memory_mb}; they must be above 0 and at "
+                "least 16"
             )
         self._size = workers or len(os.sched_getaffinity(0))
         self._cpu_seconds = cpu_seconds
@@ -195,7 +196,7 @@ class _Run:
         elif kind == "begun":
             worker.begun = True
         elif kind == "died" and worker.places and not worker.begun:
-            # Somebody killed it idle or while it read: whether its chunk is lost or comes to the next child is not known.
+            # Somebody killed it idle or as it read: its chunk is lost, or waits for the next child.
             self._gone(worker, started=True)
         elif kind == "died":
             worker.ready = False

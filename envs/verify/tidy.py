@@ -127,9 +127,7 @@ _WRAPPERS = re.compile(
     r"\\(?:boxed|fbox|mathbf|mathit|mathnormal|boldsymbol|bm|textcolor\{[a-z]+\}|color\{[a-z]+\}|underline|ensuremath|"
     r"mathop|hbox|displaystyle)[ ]*(?=\{)"
 )
-_TEXT = re.compile(
-    r"\\(?:text|textbf|textit|textrm|textnormal|textsf|texttt|mathrm|mathsf|mathtt|mbox|operatorname\*?|rm)(?![A-Za-z])[ ]*"
-)
+_TEXT = re.compile(r"\\(?:text(?:bf|it|rm|normal|sf|tt)?|math(?:rm|sf|tt)|mbox|operatorname\*?|rm)(?![A-Za-z])[ ]*")
 _SYNONYMS = {
     "dfrac": r"\frac",
     "tfrac": r"\frac",

@@ -5,9 +5,9 @@ there in milliseconds. The child arms a CPU timer before each check whose signal
 ends it, whatever it is doing; a limit on the address space does the same for memory. Both hold even if nobody is
 watching.
 
-Messages are lines of JSON. In: a chunk of ``[gold, answer]`` pairs. Out: ``["ready"]``, ``["begun"]``, then for each pair
-``["verdict", correct, status, answer]`` or ``["error", message]``, and ``["died", signal or exit code]`` when a child
-is gone.
+Messages are lines of JSON. In: a chunk of ``[gold, answer]`` pairs. Out: ``["ready"]``, ``["begun"]``, then for each
+pair ``["verdict", correct, status, answer]`` or ``["error", message]``, and ``["died", signal or exit code]`` when a
+child is gone.
 
 Left out: retries and the wall clock, which are the pool's.
 """

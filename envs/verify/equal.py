@@ -30,7 +30,7 @@ from envs.verify.expression import (
     SetOperation,
     Words,
 )
-from envs.verify.symbolic import NotAFormula, same_function, same_value, to_sympy
+from envs.verify.symbolic import NotAFormula, rounds_to, same_function, same_value, to_sympy
 
 
 def equal(gold: Node, answer: Node) -> bool:
@@ -69,7 +69,9 @@ def _words(gold: Node, answer: Node) -> bool:
     if not isinstance(gold, Words | Formula) or not isinstance(answer, Words | Formula):
         return False
     left, right = gold.text, answer.text
-    return left == right or (min(len(left), len(right)) > 1 and left.casefold() == right.casefold())
+    return left == right or (
+        left.casefold() == right.casefold() and re.search("[a-z]{3}", left + " " + right) is not None
+    )
 
 
 # --- quantities --------------------------------------------------------------------------------------------------
@@ -92,7 +94,7 @@ def _quantities(gold: Node, answer: Node) -> bool:
         part = _scaled(quantity.value, Fraction(1, 100))
         if quantity is answer:  # a percent sign counts where the problem's answer has one; else it divides by 100
             return equal(gold, part)
-        return equal(quantity.value, other) or equal(part, other)
+        return isinstance(quantity.value, Number) and (equal(quantity.value, other) or equal(part, other))
     value = quantity.value
     return equal(value, other) if quantity is gold else equal(other, value)
 
@@ -145,29 +147,29 @@ def _assigned(node: Relation) -> tuple[Node | None, list[Node]]:
         return None, []
     sides = list(node.sides)
     operators = list(node.operators)
-    name = None
-    if _is_name(sides[0]):
-        name, sides, operators = sides[0], sides[1:], operators[1:]
-    elif _is_name(sides[-1]):
-        name, sides, operators = sides[-1], sides[:-1], operators[:-1]
-    if any(_is_name(side) for side in sides) and len(sides) > 1:
+    name = sides[0] if _is_name(sides[0]) else sides[-1] if _is_name(sides[-1]) else None
+    while len(sides) > 1 and _is_name(sides[0]):
+        sides, operators = sides[1:], operators[1:]
+    while len(sides) > 1 and _is_name(sides[-1]):
+        sides, operators = sides[:-1], operators[:-1]
+    if (any(_is_name(side) for side in sides) and len(sides) > 1) or "~" in operators[:-1]:
         return name, []
     for left, right, operator in zip(sides, sides[1:], operators, strict=False):
-        if not (equal(left, right) or (operator == "~" and _approximates(left, right))):
+        if not (_approximates(left, right) if operator == "~" else equal(left, right)):
             return name, []
     return name, sides
 
 
 def _approximates(exact: Node, decimal: Node) -> bool:
-    """Whether a decimal, of few digits perhaps, is the rounded value of what stands before the sign ≈."""
+    """Whether a decimal, of few digits perhaps, is the rounded value of the exact one before the sign ≈."""
     if not isinstance(decimal, Number) or decimal.digits is None or not isinstance(exact, Number | Formula):
         return False
-    try:
-        value = to_sympy(exact.text) if isinstance(exact, Formula) else exact.value
-        found = Fraction(str(sympy.N(value, 30)))
-    except (NotAFormula, ValueError, TypeError):
+    if isinstance(exact, Number) and exact.digits is not None:
         return False
-    return abs(found - decimal.value) <= abs(decimal.value) * Fraction(1, 10 ** (decimal.digits - 1))
+    try:
+        return rounds_to(decimal, _scalar(exact), least=1)
+    except (NotAFormula, TypeError):
+        return False
 
 
 def _relations(gold: Node, answer: Node) -> bool:
@@ -185,6 +187,12 @@ def _relations(gold: Node, answer: Node) -> bool:
         return equal(relation.sides[1], other) if is_gold else equal(other, relation.sides[1])
     _, values = _assigned(relation)
     if values:
+        if (
+            not is_gold
+            and relation.operators[-1] == "~"
+            and not (isinstance(other, Number) and other.digits is not None)
+        ):
+            values = values[:-1] or values  # the rounded value, only where the right answer is a rounded one
         return any(equal(value, other) if is_gold else equal(other, value) for value in values)
     if isinstance(other, Group | SetOperation | NamedSet | Words):
         left, right = _as_set(relation), _as_set(other)
@@ -236,7 +244,22 @@ def _scalar(node: Node) -> Any:
 
 
 def _collections(gold: Node, answer: Node) -> bool:
-    if isinstance(gold, Group) and isinstance(answer, Group):
+    both = isinstance(gold, Group) and isinstance(answer, Group)
+    if both and not _is_inequalities(gold) and not _is_inequalities(answer):
+        named = _named_values(gold), _named_values(answer)
+        if named[0] is not None and named[1] is not None:
+            ours, theirs = named
+            return ours.keys() == theirs.keys() and all(equal(value, theirs[name]) for name, value in ours.items())
+        if named[0] is not None:
+            gold = Group("()", tuple(named[0].values()))
+        if named[1] is not None:
+            answer = Group("()", tuple(named[1].values()))
+        if (
+            len(gold.items) == 2
+            and {gold.brackets, answer.brackets} & {"[]", "[)", "(]"}
+            and gold.brackets != answer.brackets
+        ):
+            return False  # an interval, and no interval
         if gold.brackets == answer.brackets or "" in (gold.brackets, answer.brackets):
             return _same_items(gold, answer)
         if len(gold.items) > 2 and {gold.brackets, answer.brackets} == {"()", "[]"}:
@@ -269,6 +292,26 @@ _EMPTY_WORDS = frozenset(
         "does not exist",
     }
 )
+
+
+def _named_values(group: Group) -> dict[str, Node] | None:
+    """Values by name, in the order of the names, of a bare list such as ``y = 2, x = 1``; None for any other."""
+    if group.brackets or not all(isinstance(item, Relation) for item in group.items):
+        return None
+    found: dict[str, Node] = {}
+    for item in group.items:
+        assert isinstance(item, Relation)
+        name, values = _assigned(item)
+        if not isinstance(name, Formula | Words) or not values or name.text in found:
+            return None
+        found[name.text] = values[0]
+    return dict(sorted(found.items()))
+
+
+def _is_inequalities(group: Group) -> bool:
+    return group.brackets == "" and all(
+        isinstance(item, Relation) and not {*item.operators} & {"=", "~"} for item in group.items
+    )
 
 
 def _same_items(gold: Group, answer: Group) -> bool:
@@ -327,6 +370,10 @@ def _set(node: Node) -> Any:
         if node.brackets == "":
             parts = [item for item in node.items if isinstance(item, Relation)]
             if len(parts) == len(node.items) and len({_variable(part) for part in parts}) == 1:
+                both = sympy.Intersection(*(_set(part) for part in parts))
+                # A bare comma means whichever leaves something.
+                if node.joined == "and" or (node.joined == "" and both != sympy.S.EmptySet):
+                    return both
                 return sympy.Union(*(_set(part) for part in parts))
             raise NotAFormula("a list is no set")
         if node.brackets == "{}":
@@ -334,6 +381,8 @@ def _set(node: Node) -> Any:
         if len(node.items) != 2:
             raise NotAFormula("no interval")
         low, high = (_scalar(item).doit() for item in node.items)
+        if not (low < high) == True:  # noqa: E712  a point, then, or not to be decided
+            raise NotAFormula("no interval")
         return sympy.Interval(low, high, left_open=node.brackets[0] == "(", right_open=node.brackets[1] == ")")
     if isinstance(node, Relation):
         return _solutions(node)

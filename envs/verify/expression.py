@@ -10,7 +10,7 @@ Left out: prose. What reads like a sentence, a doubt or a denial is no answer (`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
@@ -70,6 +70,8 @@ class Group:
 
     brackets: Literal["()", "[]", "[)", "(]", "{}", ""]
     items: tuple[Node, ...]
+    joined: Literal["", "and", "or"] = field(default="", compare=False)
+    """The word between the items of a bare list."""
 
 
 @dataclass(frozen=True)
@@ -214,6 +216,8 @@ def parse(text: str, *, trusted: bool = False) -> Node:
         clean = tidy(text)
     except ValueError as error:
         raise Unreadable(str(error)) from None
+    in_text = _TEXT.fullmatch(clean)
+    clean = in_text[1].strip() if in_text else clean
     plain = _TEXT.sub(r"\1", clean).strip()
     if plain.lower() in _PLACEHOLDERS:
         raise Unreadable("there is no answer in it")
@@ -261,14 +265,27 @@ _SHORT_WORDS = frozenset(
 )
 
 
+_LABEL = re.compile(r"(?:option|choice)[ ]*\(?([A-Z])\)?", re.IGNORECASE)
+_CLOCK = re.compile(r"([0-9]{1,2})(?::([0-5][0-9]))?[ ]*([ap])\.?[ ]?m\.?", re.IGNORECASE)
+_TIME = re.compile(r"[0-9]{1,2}:[0-5][0-9]")
+
+
 def _named(plain: str) -> Words | Number | None:
     """Words if the text is nothing else: a letter in brackets, or words that mathematics is not written in. A small
     number's name is that number."""
+    clock = _CLOCK.fullmatch(plain)
+    if clock:
+        return Words(f"{int(clock[1])}:{clock[2] or '00'} {clock[3].lower()}m")
+    if _TIME.fullmatch(plain):
+        return Words(plain)
     if plain.lower() in _NUMBER_WORDS:
         return Number(Fraction(_NUMBER_WORDS[plain.lower()]))
     if not _WORDS.fullmatch(plain):
         return None
     bare = plain.strip("(). ")
+    label = _LABEL.fullmatch(plain)
+    if label:
+        return Words(label[1])
     found = re.findall(r"[A-Za-z]+", bare)
     if not found or any(word.lower() in _MATH_WORDS for word in found):
         return None
@@ -276,6 +293,8 @@ def _named(plain: str) -> Words | Number | None:
         raise Unreadable("it is a sentence")
     if len(bare) == 1:
         return Words(bare) if plain != bare or bare.isupper() else None
+    if len(found) > 1 and max(map(len, found)) < 3:
+        return None  # a - b
     if _based(plain) is not None or _AND_OR.search(plain):
         return None
     if re.fullmatch(r"[a-z]{2,3}", bare) and bare not in _SHORT_WORDS:
@@ -349,7 +368,7 @@ def _list(text: str, depth: int, *, bracketed: bool = False) -> Node:
     brackets."""
     if depth == 0:
         raise Unreadable("it nests too deeply")
-    pieces, _ = _pieces(text, _SEPARATOR if bracketed or not _THOUSANDS.search(text) else _SPACED)
+    pieces, separators = _pieces(text, _SEPARATOR if bracketed or not _THOUSANDS.search(text) else _SPACED)
     if any(not piece for piece in pieces):
         pieces = [piece for piece in pieces if piece]
         if not pieces:
@@ -362,7 +381,8 @@ def _list(text: str, depth: int, *, bracketed: bool = False) -> Node:
     for piece in pieces:
         node = _relation(piece, depth - 1)
         items.extend(node.items if isinstance(node, Group) and node.brackets == "" else [node])
-    return Group("", tuple(items))
+    words = " ".join(separators)
+    return Group("", tuple(items), "or" if "or" in words else "and" if "and" in words else "")
 
 
 _RELATION = re.compile(r"[ ]*(?:\\(?:le|ge|ne|in|notin|approx|equiv)(?![A-Za-z])|[<>=])[ ]*")
@@ -436,8 +456,8 @@ def _bracketed(text: str, depth: int) -> Node:
     if opener == r"\langle" and closer == r"\rangle":
         return Group("()", _items(inside, depth - 1))
     if opener == "{" and closer == "}":
-        items = _items(inside, depth - 1)
-        return items[0] if len(items) == 1 else Group("{}", items)
+        node = _list(inside, depth - 1)
+        return Group("{}", node.items) if isinstance(node, Group) and node.brackets == "" else node
     if opener in "([" and closer in ")]":
         items = _items(inside, depth - 1)
         if len(items) == 1 and opener + closer in ("()", "[]"):
@@ -460,9 +480,13 @@ _SUCH_THAT = re.compile(r"[ ]*[|:][ ]*")
 def _set_builder(inside: str, depth: int) -> Node | None:
     """``x | x > 3`` as the relation behind the bar; None for anything else."""
     pieces, found = _pieces(inside, _SUCH_THAT)
-    if len(found) != 1 or not re.match(r"[A-Za-z](?![A-Za-z])|\\[a-z]+", pieces[0]):
+    if len(found) != 1:
         return None
-    return _list(pieces[1], depth, bracketed=True)
+    whose = re.fullmatch(r"(?:[A-Za-z]|\\[a-z]+)(?:[ ]*\\in[ ]*\\mathbb[ ]*\{?([RZNQ])\}?)?", pieces[0])
+    if whose is None:
+        return None
+    such_that = _list(pieces[1], depth, bracketed=True)
+    return such_that if whose[1] in (None, "R") else SetOperation("cap", such_that, NamedSet(whose[1]))
 
 
 def _closes_at_end(text: str) -> bool:
@@ -538,10 +562,10 @@ _UNIT_TEXT = re.compile(
     r"(.*?)[ ]*((?:\\text\{[^{}]*\}[ ]*(?:\^[ ]*(?:[23]|\{[23]\})|/)?[ ]*)+(?:[A-Za-z]+)?)", re.DOTALL
 )
 _UNIT_WORDS = re.compile(
-    r"(.*[0-9})\]])([ ]*)([A-Za-z][A-Za-z .'-]*(?:/[ ]*[A-Za-z]+)?(?:\^\{?[23]\}?|[23])?)", re.DOTALL
+    r"(.*[0-9})\]])([ ]*)\(?([A-Za-z][A-Za-z .'-]*(?:/[ ]*[A-Za-z]+)?(?:\^\{?[23]\}?|[23])?)\)?", re.DOTALL
 )
 _TRIGONOMETRY = re.compile(r"sin|cos|tan|cot|sec|csc")
-_CURRENCY = re.compile(r"(-?)[ ]*\\text\{(dollar|euro)s?\}[ ]*(-?)(.*)", re.DOTALL)
+_CURRENCY = re.compile(r"(-?)[ ]*\\text\{(dollar|euro|sterling|yen|rupee|won)s?\}[ ]*(-?)(.*)", re.DOTALL)
 
 
 def _quantity(text: str, depth: int) -> Node | None:
@@ -600,7 +624,8 @@ _SCIENTIFIC = re.compile(
     r"""(?P<head>.*?)[ ]*
     (?:(?:\\times|\\cdot|\*|x)[ ]*10[ ]*(?:\^|\*\*)[ ]*
     (?:\{[ ]*(?P<braced>[-+]?[0-9]{1,6})[ ]*\}|\((?P<bracketed>[-+]?[0-9]{1,6})\)|(?P<bare>[-+]?[0-9]{1,6}))
-    |(?<=[0-9.])[eE](?P<short>[-+]?[0-9]{1,6}))""",
+    |(?<=[0-9.])[eE](?P<short>-?[0-9]{1,6}|\+[0-9]{2,6}))  # 2e+1 is twice Euler's number and one
+    """,
     re.VERBOSE,
 )
 _FRACTION = re.compile(r"\\frac[ ]*(?:\{([^{}]*)\}|([0-9]))[ ]*(?:\{([^{}]*)\}|([0-9]))")
@@ -719,7 +744,8 @@ def _repeating(integer: str, start: str, period: str) -> Number:
     return Number(value)
 
 
-_BASED = re.compile(r"\(?(-?)([0-9A-Za-z]+)\)?[ ]*_[ ]*(?:\{[ ]*(.*?)[ ]*\}|([0-9]))")
+_BASED = re.compile(r"\(?(-?)([0-9A-Za-z]+)\)?[ ]*_[ ]*(?:\{[ ]*(.*?)[ ]*\}|([0-9]|[a-z]{3,}))")
+_BASE_WORD = re.compile(r"(-?)([0-9][0-9A-Za-z]*)[ ]*\(?(?:in[ ])?base[ ]*(?:([a-z]+)|([0-9]{1,2}))\)?")
 _BASE_NAMES = {
     name: base
     for base, name in enumerate(
@@ -736,7 +762,7 @@ def _based(text: str) -> Number | None:
     if prefixed:
         base = 2 if prefixed[1] else 8 if prefixed[2] else 16
         return Number(Fraction(int(prefixed[1] or prefixed[2] or prefixed[3], base)))
-    match = _BASED.fullmatch(text)
+    match = _BASED.fullmatch(text) or _BASE_WORD.fullmatch(text)
     if not match or len(match[2]) > MAX_DIGITS:
         return None
     name = (match[3] or match[4] or "").strip("() ").removeprefix("base").strip().lower()

@@ -222,7 +222,10 @@ class _Reader:
             index = self.bracketed("[", "]", depth) if self.next == ("sign", "[") else sympy.Integer(2)
             if index == 0:
                 raise Unsupported("a zeroth root")
-            return _power(self.argument(depth), 1 / index)
+            inside = self.argument(depth)
+            if index.is_odd and inside.is_negative:  # the real root, as everybody means it
+                return -_power(-inside, 1 / index)
+            return _power(inside, 1 / index)
         if name == "binom":
             top, bottom = self.argument(depth), self.argument(depth)
             if not (top.is_Integer and bottom.is_Integer and 0 <= top <= 2000):

@@ -27,25 +27,44 @@ _DENIED_AFTER = re.compile(
     ]of|something)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
+# No verb between the denial and the answer, unless it is the denied one: "those who do not play are 12" denies nothing.
+_VERB = r"(?:is|are|was|were|be|equals?|gives?|get|have|has|=)"
 _DENIED_BEFORE = re.compile(
-    rf"""(?<![A-Za-z])(?:{_NOT}|instead[ ]of|rather[ ]than|wrong|incorrect|incorrectly|mistaken(?:ly)?|unlike|except|
-    other[ ]than|anything[ ]but|far[ ]from|doubt(?:s|ful)?|unsure|if)
-    (?:[ ]+(?!but\b|only\b)[A-Za-z']+){{0,6}}[ ]*[:,]?[ ]*(?:\*\*)?\$*(?:\\\[|\\\()?[ ]*(?:[A-Za-z][ ]*=[ ]*)?$
-    |\\(?:neq?|not|lnot|neg)[ ]*$|≠[ ]*$""",
+    rf"""(?:(?<![A-Za-z])
+    (?:(?:is|are|was|be|it's|that's|equals?|{_VERB}[ ]definitely|cannot[ ]be|can't[ ]be|could[ ]not[ ]be)[ ]?(?:not|n't)?[ ]?
+        (?:not|never|n't|no[ ]longer|neither|nor|anything[ ]but|far[ ]from|unlikely[ ]to[ ]be|other[ ]than)
+    |cannot[ ](?:be|equal)|can't[ ](?:be|equal)|(?:isn't|wasn't|aren't|ain't)|doesn't[ ]equal|does[ ]not[ ]equal|not|nor|unlike|instead[ ]of|
+        rather[ ]than|except|false[ ]that[ ].*|(?:don't|do[ ]not|doesn't|cannot|can't|nobody|no[ ]one|hardly|
+        would[ ]not|wouldn't)[ ](?:would[ ])?(?:think|believe|say|claim|agree|conclude|mean|trust)(?:[ ]that)?[ ].*|
+        (?:doubt|deny|reject|rule[ ]out|disprove|contradict)s?[ ].*|suppose[ ](?:that[ ])?.*|assum(?:e|ing)[ ](?:that[ ])?the[ ]answer.*|
+        unsure[ ].*|(?:maybe|perhaps|possibly|i[ ]guess|guess(?:ing)?|not[ ]sure).*|
+        (?:wrong|incorrect|mistaken)[ ](?:answer|result|solution|value)(?:[ ]is)?)
+    [ ]*(?:(?!{_VERB}\b)(?:the|an?|that|really|actually|simply|exactly|just|equal|to|be|answer|value|correct|right|final)[ ]+)*
+    )[:,]?[ ]*(?:\*\*)?\$*(?:\\\[|\\\()?[ ]*(?:[A-Za-z][ ]*=[ ]*)?$
+    |\\(?:neq?|not=?|lnot|neg)[ ]*$|≠[ ]*$|\\text\{{[ ]*not[ ]*\}}[ ]*$""",
     re.IGNORECASE | re.VERBOSE,
 )
 _NEAR = 120
+_SENTENCE_START = re.compile(r"[.!?;]\s|\n")
 
+_BEHIND = r"[ \t]*\$*(?:\\\]|\\\))?(?:\*\*)?[ \t]*"
 _HEDGE = re.compile(
-    r"""[ \t]*\$*(?:\\\]|\\\))?[ \t]*[,;.:(]?[ \t]*(?:\n[ ]*)?
-    (?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no,|unless|another|either|although|though|
-    (?:and[ ])?also|but(?:[ ]it)?[ ](?:could|might|may)|it[ ](?:could|might|may)[ ](?:also[ ])?be|could[ ]also[ ]be|
-    might[ ]be|hold[ ]on|on[ ]second[ ]thought|
-    (?:this|that)[ ](?:is|may[ ]be|might[ ]be|could[ ]be)[ ](?:wrong|incorrect|not))\b""",
+    rf"""{_BEHIND}[,;.:(?!]*\s*
+    (?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no[,.:]|unless|another|either|correction|
+    (?:and[ ])?also|but|could[ ]also[ ]be|might[ ]be|hold[ ]on|on[ ]second[ ]thought|oops|sorry|scratch[ ]that|
+    it[ ](?:could|might|may|should)[ ](?:also[ ])?be|
+    (?:this|that)(?:'s|[ ]is|[ ]may[ ]be|[ ]might[ ]be|[ ]could[ ]be)[ ](?:wrong|incorrect|not|false))(?![A-Za-z])""",
     re.IGNORECASE | re.VERBOSE,
 )
+_TAKEN_BACK = re.compile(
+    rf"""{_BEHIND}(?:(?:is|was|isn't|wasn't)[ ](?:definitely[ ]|certainly[ ])?(?:not|wrong|incorrect|false|a[ ]mistake)|isn't|
+    wasn't|\?[ \t]*(?:\n[ ]*)?(?:no\b|i[ ](?:don't|do[ ]not|doubt)|not[ ]|wrong|incorrect))""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_SECOND = re.compile(rf"{_BEHIND}(?:,|/|and\b|or\b|&)[ ]*\$?[ ]*-?[ ]*(?:[0-9.]|\\frac|\\sqrt|\\pi)")
 _ANOTHER = re.compile(
-    r"""[0-9]|\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not[ ](?:right|correct|sure|certain)|mistake""",
+    r"""(?:it|answer|that|should|must|be|is|=|or|maybe|perhaps|possibly|actually|alternatively|wait|no|hmm|correction|either|
+    another|also|:)[ ,:.]*(?:(?:is|be|should|must|would|could|might|it|the|answer|correct|one|to)[ ]+)*\$*-?[0-9]|\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not[ ](?:right|correct|sure|certain)|mistake""",
     re.IGNORECASE | re.VERBOSE,
 )
 _HEDGE_REACH = 80
@@ -76,8 +95,9 @@ _ENDED = re.compile(r"[.!?)\]}*$`\"'][\s*_$)`\"']*$")
 
 
 def denied_before(text: str, start: int) -> bool:
-    """Whether what stands at ``start`` is denied by the words right before it: "it is not", "I doubt that x ="."""
-    return _DENIED_BEFORE.search(text[max(0, start - _NEAR) : start]) is not None
+    """Whether what stands at ``start`` is denied or doubted by the words of its sentence right before it."""
+    near = text[max(0, start - _NEAR) : start]
+    return _DENIED_BEFORE.search(_SENTENCE_START.split(near)[-1]) is not None
 
 
 def denied_after(sentence: str) -> bool:
@@ -86,9 +106,16 @@ def denied_after(sentence: str) -> bool:
 
 
 def hedged(after: str) -> bool:
-    """Whether the text behind an answer offers another one, or takes it back: ", or maybe 4"."""
+    """Whether the text behind an answer takes it back or offers another one: "is wrong", ", or maybe 4"."""
+    if _TAKEN_BACK.match(after):
+        return True
     match = _HEDGE.match(after)
-    return match is not None and _ANOTHER.search(after, match.end() - 1, match.end() + _HEDGE_REACH) is not None
+    return match is not None and _ANOTHER.search(after[: match.end() + _HEDGE_REACH], match.end() - 6) is not None
+
+
+def second_value(after: str) -> bool:
+    """Whether another value stands right behind an answer: ", 4", "and 4"."""
+    return _SECOND.match(after) is not None
 
 
 def without_reason(sentence: str) -> str:

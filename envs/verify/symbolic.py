@@ -30,8 +30,9 @@ MIN_DIGITS = 6
 decimal."""
 
 _POINTS = 6
-_ENOUGH_POINTS = 4
+_ENOUGH_POINTS = 3
 _MAX_DIGITS = 400
+_LARGEST = sympy.Float(10) ** 350  # of larger ones, so many digits do not say whether they are equal
 
 _FUNCTIONS = [
     "arcsin",
@@ -74,7 +75,12 @@ _FRAC = re.compile(r"\\(frac|binom)[ ]*([0-9A-Za-z]|(?=\{))[ ]*")
 _ONE_TOKEN = re.compile(r"\\sqrt[ ]*([0-9A-Za-z])")
 _POWER = re.compile(r"([\^_])[ ]*([-+]?[0-9]+(?![0-9.]))")
 _MIXED = re.compile(r"(?<![0-9.^_])([0-9]+)[ ]*\\frac\{([0-9]+)\}\{([0-9]+)\}")
-_BEFORE_BRACKET = re.compile(r"(?<=[0-9)])[ ]*(?=\()")  # the library takes 2(7) for a mixed number, 2 + 7
+# What the library misreads: 2(7) as the mixed number 2 + 7, and \sin x \cdot y as the sine of a product.
+_BEFORE_BRACKET = re.compile(r"(?<=[0-9)])[ ]*(?=\(|\\binom)")
+_PLAIN_ARGUMENT = re.compile(
+    r"(\\(?:sin|cos|tan|cot|sec|csc|ln|arcsin|arccos|arctan)(?:\^\{[^{}]*\})?|\\log_\{[^{}]*\})[ ]*"
+    r"((?:[0-9]+|[A-Za-z](?:_\{[^{}]*\})?|\\(?:pi|alpha|beta|gamma|theta|phi|omega)(?![A-Za-z])[ ]*)+)"
+)
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)")
 _THOUSANDS = re.compile(r"(?<![0-9.,])[0-9]{1,3}(?:,[0-9]{3})+(?![0-9,])")
 _DEGREES = re.compile(r"([0-9]+(?:\.[0-9]+)?)[ ]*\^[ ]*\{?[ ]*\\circ[ ]*\}?")
@@ -100,6 +106,7 @@ def to_sympy(text: str) -> Any:
 def by_grammar(latex: str) -> Any:
     """As ``to_sympy``, by Math-Verify's parser alone. Raises ``NotAFormula``."""
     latex = _BEFORE_BRACKET.sub(r"\\cdot ", latex)
+    latex = _PLAIN_ARGUMENT.sub(r"\1(\2)", latex)
     try:
         found = latex2sympy(
             latex,
@@ -192,8 +199,8 @@ def same_value(gold: Number | Formula, answer: Number | Formula) -> bool:
         return same_function(left, right)
     for number, other in ((gold, right), (answer, left)):
         if isinstance(number, Number) and number.digits is not None and not _terminates(other):
-            return _rounds_to(number, other)
-    return is_zero(left - right)
+            return rounds_to(number, other)
+    return same_constant(left, right)
 
 
 def _same_text(left: str, right: str) -> bool:
@@ -235,18 +242,18 @@ def _terminates(value: Any) -> bool:
     return isinstance(done, sympy.Rational) and _finite_decimal(Fraction(int(done.p), int(done.q)))
 
 
-def _rounds_to(number: Number, value: Any) -> bool:
+def rounds_to(number: Number, value: Any, least: int = MIN_DIGITS) -> bool:
+    """Whether ``number`` is the constant ``value``, rounded or cut off at its last digit, with at least ``least`` digits."""
     if not value.is_number:
         return False
     approximation = sympy.N(value, (number.digits or 0) + 15, maxn=_MAX_DIGITS)
     if not approximation.is_real or not approximation.is_finite:
         return False
-    return _close(number, approximation)
+    return _close(number, approximation, least)
 
 
-def _close(number: Number, value: Any) -> bool:
-    """Whether ``number`` is ``value`` rounded or cut off at its last digit, with at least ``MIN_DIGITS`` of them."""
-    if number.digits is None or number.digits < MIN_DIGITS or not number.value:
+def _close(number: Number, value: Any, least: int = MIN_DIGITS) -> bool:
+    if number.digits is None or number.digits < least or not number.value:
         return False
     unit = sympy.Rational(10) ** (_magnitude(number.value) - number.digits + 1)
     written = sympy.Rational(number.value.numerator, number.value.denominator)
@@ -264,41 +271,53 @@ def _magnitude(value: Fraction) -> int:
     return estimate
 
 
-def is_zero(value: Any) -> bool:
-    """Whether a constant is zero: exactly, or to the last of ``_MAX_DIGITS`` digits."""
-    if value.is_Rational:
-        return bool(value == 0)
-    if value.has(sympy.nan, sympy.zoo):
+def same_constant(left: Any, right: Any) -> bool:
+    """Whether two constants are equal: exactly, or as far as ``_MAX_DIGITS`` digits of their difference can tell."""
+    if left == right:
+        return True
+    difference = left - right
+    if difference.is_Rational:
+        return bool(difference == 0)
+    if difference.has(sympy.nan, sympy.zoo, sympy.oo):
         return False
-    found = sympy.N(value, 15, maxn=_MAX_DIGITS)
+    found = sympy.N(difference, 15, maxn=_MAX_DIGITS)
     if found.has(sympy.oo, sympy.zoo, sympy.nan):
         return False
     if not found.is_number or found.atoms(sympy.Function, sympy.Symbol):
-        return bool(sympy.simplify(value) == 0)
-    return all(part == 0 or getattr(part, "_prec", 53) == 1 for part in found.as_real_imag())
+        return bool(sympy.simplify(difference) == 0)
+    return _vanishes(found) and bool(abs(sympy.N(left, 5)) < _LARGEST)
+
+
+def _vanishes(value: Any) -> bool:
+    """Whether a number is zero, or has no significant digit left."""
+    return all(part == 0 or getattr(part, "_prec", 53) == 1 for part in value.as_real_imag())
 
 
 def same_function(left: Any, right: Any) -> bool:
-    """Whether two expressions with variables agree at random points where both are defined."""
+    """Whether two expressions with variables agree at random points where both are real numbers, or, where they never
+    are, at random points."""
     if left == right:
         return True
+    difference = left - right
     symbols = sorted(left.free_symbols | right.free_symbols, key=str)
-    real, complex_ = 0, 0
+    complex_ = left.has(sympy.I) or right.has(sympy.I)
+    agreed = {True: 0, False: 0}
+    disagreed = False
     for point in _points(symbols):
         first, second = (_at(side, point) for side in (left, right))
         if first is None or second is None:
             continue
-        both_real = first.is_real and second.is_real
-        if not both_real and not (left.has(sympy.I) or right.has(sympy.I)) and (first.is_real or second.is_real):
-            continue  # one of them is not defined over the real numbers here
-        scale = max(abs(first), abs(second), sympy.Float("1e-30"))
-        if abs(first - second) > scale * sympy.Float("1e-20"):
-            return False
-        real += both_real
-        complex_ += 1
-    if real >= _ENOUGH_POINTS or complex_ >= _ENOUGH_POINTS:
+        real = bool(first.is_real and second.is_real)
+        if not _vanishes(difference.evalf(15, subs=point, maxn=_MAX_DIGITS)):
+            if real or complex_:
+                return False
+            disagreed = True
+        agreed[real] += 1
+    if agreed[True] >= _ENOUGH_POINTS:
         return True
-    return bool(sympy.simplify(left - right) == 0)
+    if disagreed:
+        return False
+    return agreed[False] >= _ENOUGH_POINTS or bool(sympy.simplify(difference) == 0)
 
 
 def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
@@ -306,7 +325,7 @@ def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
     draw = random.Random("points")
     return [
         {
-            symbol: sympy.Float(sympy.Rational(draw.randint(1, 4000) * (-1) ** (index >> place & 1), 997), 40)
+            symbol: sympy.Rational(draw.randint(1, 4000) * (-1) ** (index >> place & 1), 997)
             for place, symbol in enumerate(symbols)
         }
         for index in range(_POINTS)
@@ -316,7 +335,7 @@ def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
 def _at(expression: Any, point: dict[Any, Any]) -> Any:
     """The value at a point to 30 digits, or None where there is none."""
     # Not subs: with exact rational numbers (x + 1)^{1000000} would be multiplied out.
-    found = expression.evalf(30, subs=point, maxn=_MAX_DIGITS)
+    found = expression.evalf(15, subs=point, maxn=_MAX_DIGITS)
     if not found.is_number or found.has(sympy.nan, sympy.zoo, sympy.oo) or found.atoms(sympy.Function):
         return None
     return found

@@ -22,7 +22,7 @@ _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ�
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\u2061\u2062\u2063\ufeff\u00ad\u200e\u200f"))
 
 _CHARACTERS = {
-    **dict.fromkeys("−–—‒﹣", "-"),
+    **dict.fromkeys("−–—‒﹣‐‑", "-"),
     **dict.fromkeys("×✕✖", r"\times "),
     **dict.fromkeys("·⋅∙•", r"\cdot "),
     **dict.fromkeys("∕⁄", "/"),
@@ -116,8 +116,9 @@ _VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 _ROOT = re.compile(r"([√∛∜])[ ]*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))?")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
-_MARKUP = re.compile(r"\*\*|__|`")
-_DELIMITERS = re.compile(r"\\[()\[\]]|(?<!\\)\$")
+_MARKUP = re.compile(r"^[*_`\s]+|[*_`\s]+$")
+_ROW_SPACING = re.compile(r"\\\\[ ]*\[[^\[\]]*(?:pt|em|ex|mm|cm)\]")
+_DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SPACES = re.compile(r"\\(?:quad|qquad|enspace|thinspace|medspace|thickspace|space|hfill|newline|,|;|:|!|>|[ ])|[~\s]+")
 _DECORATION = re.compile(
     r"\\(?:left|right|bigl|bigr|Bigl|Bigr|biggl|biggr|Biggl|Biggr|bigm|Bigm|big|Big|bigg|Bigg|displaystyle|textstyle|"
@@ -184,15 +185,24 @@ _SYNONYMS = {
 }
 _COMMAND = re.compile(r"\\([A-Za-z]+)")
 _DROPPED = re.compile(
-    r"\\(?:label|tag|hspace|vspace|kern)\*?\{[^{}]*\}|\\(?:hline|nonumber|notag|centering)(?![A-Za-z])"
+    r"\\(?:label|tag|hspace|vspace|kern)\*?\{[^{}]*\}|\\color\{[a-z]+\}|"
+    r"\\(?:hline|nonumber|notag|centering|bf|it|sf|tt|em|tiny|small|normalsize|large|Large|LARGE|huge|Huge)(?![A-Za-z])"
 )
-_CURRENCY = {"\\$": r"\text{dollar}", "€": r"\text{euro}", "£": "", "¥": "", "₹": "", "₩": ""}
+_CURRENCY = {"\\$": r"\text{dollar}", "€": r"\text{euro}", "£": r"\text{sterling}"} | {
+    "¥": r"\text{yen}",
+    "₹": r"\text{rupee}",
+    "₩": r"\text{won}",
+}
 _CURRENCY_SIGN = re.compile(r"\\\$|[€£¥₹₩]")
+_CURRENCY_TEXT = re.compile(r"\\text[ ]*\{[ ]*(\\\$|[€£¥₹₩])[ ]*([^{}]*)\}")
+_CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
 _LONE_DOLLAR = re.compile(r"\$(?=[ ]*-?[ ]*[0-9.])")
 _BROKEN_OFF = re.compile(r"(?<=[0-9])\.{2,}|(?<=[0-9])[ ]\.{3,}")
 _FULL_STOP = re.compile(r"[\s.,;:]+$")
 _TEMPERATURE = re.compile(r"[ ]*\^[ ]*\{?[ ]*\\circ[ ]*\}?[ ]*(?:\\text\{[ ]*)?([CF])(?![A-Za-z])(?:[ ]*\})?")
 _SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
+_PLUS_INFINITY = re.compile(r"(?<![0-9A-Za-z)}\]])[ ]*\+[ ]*(?=\\infty)")
+_DIGIT_COMMA = re.compile(r"(?<=[0-9])\{,\}(?=[0-9]{3}(?![0-9]))")
 _BRACED_COMMA = re.compile(r"[ ]*\{[ ]*,[ ]*\}[ ]*")
 _GROUP_SPACE = re.compile(r"(?<=[0-9])(?:\\[,;:! ]|~|[\u00a0\u2000-\u200a\u202f\u205f])+(?=[0-9]{3}(?![0-9]))")
 
@@ -207,11 +217,13 @@ def tidy(text: str) -> str:
         raise ValueError(f"an answer of {len(text)} characters; at most {MAX_LENGTH} are read")
     text = _GROUP_SPACE.sub("\u2009", text.replace("\\!", ""))
     text = _unicode(text.translate(_INVISIBLE))
-    text = _MARKUP.sub("", text)
+    text = _MARKUP.sub("", text).replace("**", "^")
+    text = _CHOOSE.sub(r"\\binom{\1}{\2}", _CURRENCY_TEXT.sub(r"\1\2", text))
     text = _CURRENCY_SIGN.sub(lambda match: _CURRENCY[match[0]], text)
     if text.count("$") % 2:  # not a pair around mathematics
         text = _LONE_DOLLAR.sub(r"\\text{dollar}", text, count=1)
-    text = _DELIMITERS.sub(" ", text) if "\\begin" not in text else text.replace("$", " ")
+    text = _ROW_SPACING.sub("\n", text)
+    text = _DELIMITERS.sub(" ", text)
     text = text.replace("\\\\", "\n")  # a matrix's line break, until spaces are done
     text = _SPACES.sub(lambda match: "\n" if "\n" in match[0] else " ", text)
     text = _DROPPED.sub(" ", text)
@@ -220,7 +232,8 @@ def tidy(text: str) -> str:
     text = _TEXT.sub(r"\\text", text)
     text = _COMMAND.sub(lambda match: _SYNONYMS.get(match[1], match[0]), text)
     text = _BROKEN_OFF.sub(r"\\ldots ", text)
-    text = _BRACED_COMMA.sub(",", text)
+    text = _BRACED_COMMA.sub(",", _DIGIT_COMMA.sub("", text))
+    text = _PLUS_INFINITY.sub("", text)
     text = _TEMPERATURE.sub(lambda match: _SCALES[match[1]], text)
     text = re.sub(r"\\text(?!\{)", " ", text)
     text = _FULL_STOP.sub("", text.strip(" \n"))

@@ -58,6 +58,8 @@ def _table() -> dict[str, Unit]:
     add("dollar", 1, "dollar", "usd", "buck")
     add("dollar", Fraction(1, 100), "cent")
     add("euro", 1, "euro", "eur")
+    for currency in ("sterling", "yen", "rupee", "won"):
+        add(currency, 1, currency)
     add("degree", 1, "degree", "deg")
     add("celsius", 1, "celsius", "degree celsius", "degrees celsius")
     add("fahrenheit", 1, "fahrenheit", "degree fahrenheit", "degrees fahrenheit")
@@ -78,83 +80,18 @@ LETTERS = frozenset(name for name in _UNITS if len(name) == 1)
 _POWER = re.compile(r"(.*?)[ ]*(?:\^\{?([23])\}?|([23])|[ ](squared|cubed))$")
 _POWERS = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
-# Behind a number these do not name what is counted, they change or doubt the number.
-_NOT_UNITS = frozenset(
-    [
-        "or",
-        "and",
-        "not",
-        "maybe",
-        "perhaps",
-        "about",
-        "approximately",
-        "approx",
-        "around",
-        "roughly",
-        "nearly",
-        "almost",
-        "plus",
-        "minus",
-        "times",
-        "over",
-        "divided",
-        "by",
-        "point",
-        "half",
-        "third",
-        "quarter",
-        "quarters",
-        "thirds",
-        "halves",
-        "squared",
-        "cubed",
-        "factorial",
-        "root",
-        "sqrt",
-        "mod",
-        "modulo",
-        "to",
-        "of",
-        "than",
-        "more",
-        "less",
-        "fewer",
-        "least",
-        "most",
-        "if",
-        "but",
-        "hundred",
-        "thousand",
-        "million",
-        "billion",
-        "trillion",
-        "dozen",
-        "pair",
-        "negative",
-        "positive",
-        "infinity",
-        "pi",
-        "infinite",
-        "sin",
-        "cos",
-        "tan",
-        "log",
-        "ln",
-        "exp",
-        "when",
-        "where",
-        "for",
-        "base",
-        "is",
-        "are",
-        "was",
-        "equals",
-        "equal",
-        "x",
-        "y",
-        "z",
-        "n",
-    ]
+# Behind a number these do not name what is counted: they change, doubt or deny it.
+_NOT_UNITS = re.compile(
+    r"""(?:or|and|nor|not|no|but|if|when|where|unless|otherwise|alternatively|versus|vs|except|excluded|excluding|without|
+    maybe|perhaps|possibly|probably|about|approximately|approx|around|roughly|nearly|almost|wrong|incorrect|false|invalid|
+    untrue|mistaken?|errors?|too|small|large|high|low|most|least|fewer|less|than|to|for|by|is|are|was|equals?|base|
+    plus|minus|over|divided|multiplied|added?|subtract(?:ed)?|choose|mod(?:ulo)?|remainder|point|root|sqrt|squared|cubed|
+    factorial|repeating|recurring|negative|positive|infinit[ey]|infinity|pi|sin|cos|tan|log|ln|exp|[xyzn]|
+    one|two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|[a-z]+teen|twenty|thirty|forty|fifty|sixty|seventy|
+    eighty|ninety|hundreds?|thousands?|[mbtrz]+illions?|dozens?|scores?|lakhs?|crores?|bn|mn|
+    half|halves|thirds?|quarters?|fourths?|fifths?|sixths?|sevenths?|eighths?|ninths?|tenths?|[a-z]+(?:teenths?|tieths?)|
+    hundredths?|thousandths?|millionths?)""",
+    re.VERBOSE,
 )
 
 MULTIPLIERS = {
@@ -178,7 +115,7 @@ def unit(text: str) -> Unit | None:
     None if it names none: words that change a number (``million``) or doubt it (``or so``), more than five words,
     symbols.
     """
-    text = " ".join(text.replace("\\", " ").split()).strip(". ")
+    text = " ".join(text.replace("\\", " ").split()).strip("(). ")
     over, per, under = text.partition("/")
     if not per:
         over, per, under = text.partition(" per ")
@@ -197,15 +134,17 @@ def unit(text: str) -> Unit | None:
     if found is not None:
         return found
     words = re.findall(r"[A-Za-z][A-Za-z'-]*", text.lower())
-    if not words or len(words) > 5 or " ".join(words) != text.lower() or not _NOT_UNITS.isdisjoint(words):
+    if not words or len(words) > 5 or " ".join(words) != text.lower() or words[0] == "of":
         return None
-    if any(len(word) == 1 for word in words if word != "a"):
+    if any(_NOT_UNITS.fullmatch(word) or (len(word) == 1 and word != "a") for word in words):
+        return None
+    if "times" in words[:-1]:
         return None
     return Unit(" ".join(_singular(word) for word in words), Fraction(1))
 
 
 def _lookup(word: str) -> Unit | None:
-    for spelling in (word, word.lower()):
+    for spelling in (word, word.lower() if len(word) > 2 else word):
         for candidate in (spelling, _singular(spelling)):
             if candidate in _UNITS:
                 return _UNITS[candidate]

@@ -106,7 +106,7 @@ class Gsm8k(BatchGradedEnv):
     worked_example: bool = False
     seed: int = 0
     weights: Mapping[str, float] = field(default_factory=lambda: {"accuracy": 1.0, "format": 0.2, "lenient": 0.0})
-    verifier: Verifier = field(default_factory=MathVerifier)
+    verifier: Verifier = field(default_factory=lambda: MathVerifier(percent_as_unit=True))
     _data: _Data = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:

@@ -108,7 +108,7 @@ def test_local_manifest(folder: Path) -> None:
         "sizes": {"train": 25, "validation": 5, "test": 10},
         "format": {"type": "Hash", "instruction": "Go."},
         "weights": {"accuracy": 1.0, "format": 0.2, "lenient": 0.0},
-        "verifier": str(MathVerifier()),
+        "verifier": str(MathVerifier(percent_as_unit=True)),
     }
 
 

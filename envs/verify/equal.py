@@ -305,6 +305,8 @@ def _named_values(group: Group) -> dict[str, Node] | None:
         if not isinstance(name, Formula | Words) or not values or name.text in found:
             return None
         found[name.text] = values[0]
+    if len({name.partition("_")[0] for name in found}) < len(found):
+        return None  # x_1 and x_2: the roots, in whatever order
     return dict(sorted(found.items()))
 
 

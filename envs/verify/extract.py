@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from envs.verify import prose
-from envs.verify.expression import Number, Unreadable, parse
+from envs.verify.expression import Number, Quantity, Unreadable, parse
+from envs.verify.units import PERCENT
 
 Mark = Literal["boxed", "hash", "tag", "phrase", "number"]
 
@@ -29,17 +30,22 @@ MAX_TEXT = 200_000
 
 _LAST_PHRASES = 20
 _TAIL = 200
+_SPAN = 400
+_SAID = 500
+_DIFFERENT = 20
+_LONGEST_PLACEHOLDER = 60
 _SENTENCE = 2000
 
 
 @dataclass(frozen=True)
 class Found:
-    """An answer as written (None: denied, doubted or broken off), the mark that it was found by, and where that
-    begins."""
+    """An answer as written (None: denied, doubted, part of something else, or broken off), the mark that it was found by,
+    and where that begins and ends."""
 
     text: str | None
     mark: Mark
     start: int
+    end: int
 
 
 @dataclass(frozen=True)
@@ -61,25 +67,48 @@ class Extraction:
     def __call__(self, completion: str, *, finished: bool = True) -> str | None:
         """The final answer as written, or None. ``finished`` False: the token limit cut the completion off, so that an
         answer at its very end may be incomplete, and without a mark there is none."""
-        text = completion[-MAX_TEXT:]
+        text = _visible(completion[-MAX_TEXT:])
         if self.after_thinking:
-            _, closed, rest = text.rpartition("</think>")
-            if closed:
-                text = rest
-            elif "<think>" in text:
+            text = text.rpartition("</think>")[2]
+            if "<think>" in text:
                 return None  # still thinking when it ended
         found: list[Found] = []
         if "boxed" in self.marks:
             found += _boxes(text)
         if "hash" in self.marks:
             found += _hashes(text, finished)
+        tags = _tags(text)
         if "tag" in self.marks:
-            found += _tags(text)
+            found += tags
         if "phrase" in self.marks:
-            found += _phrases(text, finished)
+            found += [f for f in _phrases(text, finished) if not any(tag.start < f.start < tag.end for tag in tags)]
         if found:
             return _last(text, found)
         return _last_number(text) if "number" in self.marks and finished else None
+
+
+_END_TOKEN = re.compile(r"<(?:/s|eos|\|[a-z_]{1,30}\|)>$")
+
+
+def _visible(text: str) -> str:
+    """The text without end tokens, and without what a reader of the rendered text would not see or would see struck out."""
+    text = text.rstrip()
+    while match := _END_TOKEN.search(text[-40:]):
+        text = text[: len(text) - len(match[0])].rstrip()
+    for opening, closing in (("<!--", "-->"), ("\\iffalse", "\\fi"), ("~~", "~~")):
+        text = _without(text, opening, closing)
+    return text
+
+
+def _without(text: str, opening: str, closing: str) -> str:
+    pieces, position = [], 0
+    while (start := text.find(opening, position)) >= 0:
+        end = text.find(closing, start + len(opening))
+        if end < 0:
+            break
+        pieces.append(text[position:start])
+        position = end + len(closing)
+    return "".join([*pieces, text[position:]])
 
 
 def _last(text: str, found: list[Found]) -> str | None:
@@ -88,36 +117,40 @@ def _last(text: str, found: list[Found]) -> str | None:
     # An enclosing mark repeats the inner one: "the answer is \\boxed{5}" is one answer, found twice.
     inner = [f for f in found if f.mark == "boxed" and last.start <= f.start and last.mark != "boxed"]
     last = inner[-1] if inner else last
-    if last.mark in ("boxed", "tag"):
-        end = _end(text, last)
-        if not _agree([f.text for f in found if f.mark == last.mark]) or prose.hedged(text[end : end + _TAIL]):
-            return None
-    return None if prose.denied_before(text, last.start) else last.text
+    if last.mark in ("boxed", "tag") and not _agree([f.text for f in found if f.mark == last.mark]):
+        return None
+    if last.text is None or prose.denied_before(text, last.start):
+        return None
+    after = text[last.end : last.end + _TAIL]
+    if last.mark == "boxed" and prose.second_value(after) and not _repeats(last.text, after):
+        return None
+    return None if prose.hedged(after) and not _repeats(last.text, after) else last.text
+
+
+_AGAIN = re.compile(r"[ ]*(?:\$|\\\)|\\\])*[ ]*,?[ ]*(?:or|i\.e\.|that is),?[ ]*(\$[^$\n]+\$|[0-9][^\s,;]*)")
+
+
+def _repeats(answer: str, after: str) -> bool:
+    """Whether what follows is the same value in another form: "1/2, or 0.5"."""
+    match = _AGAIN.match(after)
+    return match is not None and _said(match[1].strip("$").rstrip(".")) == _said(answer)
 
 
 def _agree(answers: Sequence[str | None]) -> bool:
     different = {*answers}
-    return len(different) == 1 or len({_said(answer) for answer in different}) == 1
-
-
-def _end(text: str, found: Found) -> int:
-    """Where a box or a tag ends."""
-    if found.mark == "tag":
-        return text.lower().find("</answer>", found.start) + len("</answer>")
-    opened = _BOX.match(text, found.start)
-    assert opened is not None
-    closed = _closing_brace(text, opened.end()) if opened[1] == "{" else None
-    return opened.end() if closed is None else closed + 1
+    return len(different) == 1 or (len(different) <= _DIFFERENT and len({_said(answer) for answer in different}) == 1)
 
 
 def _said(text: str | None) -> object:
     """What an answer says, so that boxes of ``\\frac{1}{2}`` and of ``0.5`` agree; None if it is none."""
-    if text is None:
-        return None
+    if text is None or len(text) > _SAID:
+        return text
     try:
         node = parse(text)
     except Unreadable:
         return re.sub(r"\s", "", text)
+    if isinstance(node, Quantity) and node.unit == PERCENT and isinstance(node.value, Number):
+        return node.value.value / 100
     return node.value if isinstance(node, Number) else node
 
 
@@ -127,30 +160,67 @@ _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])[ ]*(\{|[0-9A-Za-z]+)?")
 _PLACEHOLDER = re.compile(
     r"""[\s.]*(?:(?:(?:the|your|final|insert|put|here|numeric(?:al)?|correct)\s+)*
     (?:answer|number|result|value|expression|solution|option|letter|choice)(?:\s+here)?
-    |\.{2,}|…|\\ldots|\\dots|\\cdots|\\text\{[^{}]*answer[^{}]*\}|_+|\?+|n|ans)?[\s.]*""",
+    |\.{2,}|…|\\ldots|\\dots|\\cdots|\\text\{[^{}]*answer[^{}]*\}|_+|\?+|ans)?[\s.]*""",
     re.IGNORECASE | re.VERBOSE,
 )
 
 
+def _placeholder(inside: str) -> bool:
+    return len(inside) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(inside) is not None
+
+
 def _boxes(text: str) -> list[Found]:
-    """Boxes whose braces close; a placeholder such as ``\\boxed{answer}`` is none."""
+    """Boxes; None for one whose braces don't close, or that is part of a larger expression. A placeholder is no box."""
     found = []
-    end_of_last = 0
+    end = 0
     for match in _BOX.finditer(text):
-        if match.start() < end_of_last or match[1] is None:
+        if match.start() < end or match[1] is None:
             continue
         if match[1] == "{":
-            end = _closing_brace(text, match.end())
-            if end is None:
-                found.append(Found(None, "boxed", match.start()))
+            closing = _closing_brace(text, match.end())
+            if closing is None:
+                found.append(Found(None, "boxed", match.start(), len(text)))
                 break
-            inside = text[match.end() : end]
-            end_of_last = end
+            inside, end = text[match.end() : closing], closing + 1
         else:
-            inside = match[1]
-        if not _PLACEHOLDER.fullmatch(inside):
-            found.append(Found(_unit_behind(text, end_of_last, inside), "boxed", match.start()))
+            inside, end = match[1], match.end()
+        if not _placeholder(inside):
+            percent = _PERCENT.match(text, end)
+            alone = _stands_alone(text, match.start(), percent.end() if percent else end)
+            answer = inside + (r"\%" if percent and "%" not in inside else "")
+            found.append(Found(answer if alone else None, "boxed", match.start(), percent.end() if percent else end))
     return found
+
+
+_PREFIX = re.compile(
+    r"(?:[-+*/^_<>≤≥≠√|]|[0-9a-zA-Z)]|(?<!\\)\{|\\(?:cdot|times|div|pm|mp|sqrt|le|ge|leq|geq|lt|gt|neq?|not=?|pi)(?![A-Za-z]))[ ]*$"
+)
+_STUCK_PREFIX = re.compile(r"(?:[-+*/^_√0-9]|(?<!\\)\{)$")
+_WRAPPER = re.compile(
+    r"\\(?:text(?:bf|it|rm|normal)?|math(?:bf|rm|it)|boldsymbol|bm|underline|(?:text)?color\{[a-z]+\}|displaystyle|large|Large|"
+    r"huge|Huge|quad|qquad|Rightarrow|implies|therefore|left|right|to|approx|sim)[ ]*\{?[ ]*$"
+)
+_SUFFIX = re.compile(
+    r"[ ]*(?:[-+*/^!<>0-9{(\[]|\.[0-9]|[a-zA-Z](?![a-zA-Z])|\\(?:cdot|times|div|pm|mp|frac|dfrac|tfrac|sqrt|pi|le|ge|leq|geq|lt|"
+    r"gt|neq?|binom|sin|cos|tan|ln|log)(?![A-Za-z]))"
+)
+_STUCK_SUFFIX = re.compile(r"[\^_{0-9a-zA-Z]|\.[0-9]")
+_DEGREES = re.compile(r"[ ]*\^[ ]*\{?[ ]*\\circ")
+
+
+def _stands_alone(text: str, start: int, end: int) -> bool:
+    """Whether a box is all of its formula, but for a name and an equals sign before it and a unit behind."""
+    before = text[max(0, start - _SPAN) : start]
+    paragraph = before[before.rfind("\n\n") + 1 :]
+    formula = paragraph.replace("\\$", "").count("$") % 2 == 1 or any(
+        paragraph.rfind(opening) > paragraph.rfind(closing) for opening, closing in ((r"\[", r"\]"), (r"\(", r"\)"))
+    )
+    wrapped = _WRAPPER.search(before)
+    prefix = _PREFIX if formula else _STUCK_PREFIX
+    if not wrapped and prefix.search(paragraph):
+        return False
+    suffix = _SUFFIX if formula else _STUCK_SUFFIX
+    return suffix.match(text, end) is None or _DEGREES.match(text, end) is not None
 
 
 def _closing_brace(text: str, start: int) -> int | None:
@@ -164,12 +234,6 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 _PERCENT = re.compile(r"[ ]?\$?[ ]?\\?%")
 
-
-def _unit_behind(text: str, end: int, inside: str) -> str:
-    """The box's content with the percent sign that stands right behind it."""
-    return inside + r"\%" if end and _PERCENT.match(text, end + 1) and "%" not in inside else inside
-
-
 _HASH = re.compile(r"(?<!#)####(?!#)[ \t]*+([^\n]*)")
 
 
@@ -179,8 +243,8 @@ def _hashes(text: str, finished: bool) -> list[Found]:
     for match in _HASH.finditer(text):
         inside = match[1].strip().strip("*").strip()
         cut_off = not finished and match.end() >= len(text.rstrip())
-        if inside and not cut_off and not _PLACEHOLDER.fullmatch(inside) and not _HEADING.match(inside):
-            found.append(Found(inside, "hash", match.start()))
+        if inside and not cut_off and not _placeholder(inside) and not _HEADING.match(inside):
+            found.append(Found(inside, "hash", match.start(), match.end()))
     return found
 
 
@@ -201,22 +265,22 @@ def _tags(text: str) -> list[Found]:
             opened = match
         elif opened is not None:
             inside = text[opened.end() : min(match.start(), opened.end() + _SENTENCE)]
-            if not _PLACEHOLDER.fullmatch(inside):
-                found.append(Found(_from_prose(inside), "tag", opened.start()))
+            if not _placeholder(inside):
+                found.append(Found(_from_prose(inside), "tag", opened.start(), match.end()))
             opened = None
     return found
 
 
 _PHRASE = re.compile(
-    r"""(?<![A-Za-z])(?:(?:the|our|my|a|this)[ ]+)?
-    (?:(?:final|correct|right|exact|numerical|simplified)[ ]+)*(?P<noun>answer|result|solution)s?
+    r"""(?<![A-Za-z])(?<!final[ ])(?<!correct[ ])(?<!right[ ])(?<!exact[ ])(?:(?:the|our|my|a|this)[ ]+)?
+    (?:(?:final|correct|right|exact|numerical|simplified)[ ]+){0,3}+(?P<noun>answer|result|solution|option|choice)s?
     (?:[ ]+(?:to|of|for)[ ][^.:\n]{1,80}?)?[ *_]*
     (?P<verb>(?:is|are|was|equals|becomes|(?:would|should|must|will)[ ]be)\b|:|=)[ *_]*(?:\\?\n[ ]*)?
     (?:therefore|thus|then|hence|so|simply|just|exactly|indeed|now|clearly|given[ ]by|equal[ ]to)?
     [ ]*:?[ *_]*(?:\n[ ]*)*""",
     re.IGNORECASE | re.VERBOSE,
 )
-_SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$|\*|\"|'|\))|(?<=[0-9)}$])[.](?=[ ]*[A-Z])")
+_SENTENCE_END = re.compile(r"\n|</answer>|。|[.!?](?=\s|$|\*|\"|'|\))|(?<=[0-9)}$])[.](?=[ ]*[A-Z])")
 
 
 def _phrases(text: str, finished: bool) -> list[Found]:
@@ -237,12 +301,9 @@ def _phrases(text: str, finished: bool) -> list[Found]:
         sentence = text[match.end() : min(stop, match.end() + _SENTENCE)]
         if not sentence.strip() or _BOX.search(sentence):
             continue  # a box speaks for itself
-        if prose.denied_after(sentence):
-            found.append(Found(None, "phrase", match.start()))
-        else:
-            answer = _from_prose(sentence)
-            if answer is None or not _PLACEHOLDER.fullmatch(answer):
-                found.append(Found(answer, "phrase", match.start()))
+        answer = None if prose.denied_after(sentence) else _from_prose(sentence)
+        if answer is None or not _placeholder(answer):
+            found.append(Found(answer, "phrase", match.start(), stop))
     return found
 
 
@@ -257,7 +318,11 @@ def _from_prose(sentence: str) -> str | None:
     boxes = _boxes(sentence)
     if boxes:
         return boxes[-1].text if _agree([box.text for box in boxes]) else None
-    sentence = sentence.strip().strip("*_` \n").rstrip(".!").strip()
+    sentence = sentence.strip().strip('*_` \n"').rstrip(".!").strip()
+    while sentence and not sentence[-1].isalnum() and sentence[-1] not in "%)]}$°'!\\":
+        sentence = sentence[:-1]
+    if "otherwise" in sentence:
+        return None
     formulas = list(_MATH.finditer(sentence))
     if len(formulas) == 1:
         before, after = sentence[: formulas[0].start()], sentence[formulas[0].end() :]
@@ -278,12 +343,16 @@ _NUMBER = re.compile(
 
 
 def _last_number(text: str) -> str | None:
-    """The last number of a text, if the text ends on it."""
+    """The last number of a text, or the formula that it is in, if the text ends on it."""
     text = text[-_SENTENCE:]
     last = None
     for match in _NUMBER.finditer(text):
         if match[0].strip():
             last = match
-    if last is None or not prose.ends_the_text(text, last.start(), last.end()):
+    if last is None:
         return None
-    return last[0].strip()
+    formulas = [match for match in _MATH.finditer(text) if match.start() <= last.start() < match.end()]
+    start, end = (formulas[-1].start(), formulas[-1].end()) if formulas else last.span()
+    if not prose.ends_the_text(text, start, end):
+        return None
+    return next(part for part in formulas[-1].groups() if part).strip() if formulas else last[0].strip()

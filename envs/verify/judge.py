@@ -10,10 +10,12 @@ import re
 from functools import lru_cache
 
 from envs.verify.equal import equal
-from envs.verify.expression import Node, Number, Quantity, Relation, Unreadable, parse
+from envs.verify.expression import Node, Number, Quantity, Relation, Unreadable, Words, parse
 from envs.verify.numbers import canonical
 from envs.verify.tidy import tidy
 from envs.verify.verdict import Verdict, check_gold
+
+_LABELLED = re.compile(r"\(?([A-J])(?:\)[.:]?|[.:])[ ]+(\S.*)", re.DOTALL)
 
 MAX_ANSWER = 500
 """Longest canonical answer that is kept, in characters."""
@@ -25,6 +27,9 @@ def judge(gold: str, answer: str) -> Verdict:
     right = _right(gold)
     if gold.strip() == answer.strip():
         return Verdict(True, "ok", _canonical(right, answer))
+    label = _LABELLED.fullmatch(re.sub(r"\\text[a-z]*\{([^{}]*)\}", r"\1", answer).strip())
+    if label:  # "(B) 12" is B where a letter is asked for, else 12
+        answer = label[1] if isinstance(right, Words) and len(right.text) == 1 else label[2]
     try:
         given = parse(answer)
     except (Unreadable, RecursionError):

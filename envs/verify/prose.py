@@ -41,16 +41,19 @@ _DENIED_BEFORE = re.compile(
         (?:wrong|incorrect|mistaken)[ ](?:answer|result|solution|value)(?:[ ]is)?)
     [ ]*(?:(?!{_VERB}\b)(?:the|an?|that|really|actually|simply|exactly|just|equal|to|be|answer|value|correct|right|final)[ ]+)*
     )[:,]?[ ]*(?:\*\*)?\$*(?:\\\[|\\\()?[ ]*(?:[A-Za-z][ ]*=[ ]*)?$
+    |(?:[0-9.}}]|\$)[ ]*(?:or|/)[ ]+\$*$
+    |(?<![A-Za-z])(?:e\.g\.|for[ ]example|such[ ]as|(?:in|of)[ ](?:the|this)[ ]form(?:at)?|format|like[ ]this)[ ,:]*\$*$
     |\\(?:neq?|not=?|lnot|neg)[ ]*$|≠[ ]*$|\\text\{{[ ]*not[ ]*\}}[ ]*$""",
     re.IGNORECASE | re.VERBOSE,
 )
 _NEAR = 120
+_EXAMPLE = re.compile(r"(?<![A-Za-z])e\.g\.[ ,:]*\$*$", re.IGNORECASE)
 _SENTENCE_START = re.compile(r"[.!?;]\s|\n")
 
 _BEHIND = r"[ \t]*\$*(?:\\\]|\\\))?(?:\*\*)?[ \t]*"
 _HEDGE = re.compile(
     rf"""{_BEHIND}[,;.:(?!]*\s*
-    (?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no[,.:]|unless|another|either|correction|
+    (?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no[,.:]|no[ ]wait|unless|another|either|correction|
     (?:and[ ])?also|but|could[ ]also[ ]be|might[ ]be|hold[ ]on|on[ ]second[ ]thought|oops|sorry|scratch[ ]that|
     it[ ](?:could|might|may|should)[ ](?:also[ ])?be|
     (?:this|that)(?:'s|[ ]is|[ ]may[ ]be|[ ]might[ ]be|[ ]could[ ]be)[ ](?:wrong|incorrect|not|false))(?![A-Za-z])""",
@@ -71,7 +74,8 @@ _HEDGE_REACH = 80
 
 _REASON = re.compile(
     r""",[ ](?:not|rather[ ]than|instead[ ]of)[ ].*
-    |,?[ ](?:because|since|as|which|where|when|if|so|given|after|from|by|assuming|for|that)[ ].*""",
+    |,?[ ]\(?(?:because|since|as|which|where|when|if|so|given|after|from|by|assuming|for|that)[ ].*
+    |,?[ ]and[ ](?:we|that|so|thus|this|it|therefore)[ ].*|[ ][—–][ ].*|[ ]of[ ](?:an?|the)[ ][a-z ]+$""",
     re.DOTALL | re.IGNORECASE | re.VERBOSE,
 )
 _SUBJECT = re.compile(
@@ -82,7 +86,17 @@ _SUBJECT = re.compile(
 )
 
 _UNCERTAIN = re.compile(
-    r"(?<![A-Za-z])(?:or|maybe|perhaps|about|approximately|around|roughly|either)(?![A-Za-z])", re.IGNORECASE
+    r"(?<![A-Za-z])(?:or|maybe|perhaps|possibly|about|approximately|around|roughly|either|between|might|guess)(?![A-Za-z])",
+    re.IGNORECASE,
+)
+_PART_OF_MORE = re.compile(
+    r"""(?:[0-9)}\]a-zA-Z][ ]*(?:\\cdot|\\times|[-+*/^×·÷–])|[<>≤≥:^_+*/×·÷]|[0-9)}\]][ ]*[,&]|[0-9][^.;\n]{0,20}[ ](?:and|to|or)
+    |(?<![A-Za-z])(?:steps?|equations?|eq\.?|case|part|question|problem|line|example|figure|chapter|page|option|lemma|
+    theorem|section|item|number|no\.)[ ]*\(?|\([^()]*,)[ ]*$""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_GOES_ON = re.compile(
+    r"[ ]*(?:hundred|thousand|million|billion|trillion|dozen)s?(?![A-Za-z])|[ ]*[\^!:]|[ ]?/", re.IGNORECASE
 )
 _SIGNS_BEHIND = r"(?:[ ]?(?:\\?%|\^?\\circ|°|\$+|\\\)|\\\]|\}|\)))*"
 _TRAILING = re.compile(
@@ -97,7 +111,7 @@ _ENDED = re.compile(r"[.!?)\]}*$`\"'][\s*_$)`\"']*$")
 def denied_before(text: str, start: int) -> bool:
     """Whether what stands at ``start`` is denied or doubted by the words of its sentence right before it."""
     near = text[max(0, start - _NEAR) : start]
-    return _DENIED_BEFORE.search(_SENTENCE_START.split(near)[-1]) is not None
+    return _DENIED_BEFORE.search(_SENTENCE_START.split(near)[-1]) is not None or _EXAMPLE.search(near) is not None
 
 
 def denied_after(sentence: str) -> bool:
@@ -130,14 +144,15 @@ def without_subject(sentence: str) -> str:
 
 
 def ends_the_text(text: str, start: int, end: int) -> bool:
-    """Whether a value at ``start`` to ``end`` is what the text ends on: its sentence, neither a question nor in
-    doubt, ends the text, and does not break off."""
+    """Whether a value at ``start`` to ``end`` is what the text ends on: all of it, no part of a list, a formula or a
+    heading; in a sentence that is neither a question nor in doubt, ends the text, and does not break off."""
     rest = text[end:]
-    begin = max(text.rfind("\n", 0, start), text.rfind(". ", 0, start), 0)
-    sentence = text[begin:start]
-    if DOUBTFUL.search(sentence) or denied_before(text, start) or "?" in rest or _UNCERTAIN.search(sentence[-40:]):
+    sentence = text[max(text.rfind("\n", 0, start), text.rfind(". ", 0, start), start - _NEAR, 0) : start]
+    if denied_before(text, start) or "?" in rest or _UNCERTAIN.search(sentence[-40:]):
+        return False
+    if _PART_OF_MORE.search(sentence) or _GOES_ON.match(rest):
         return False
     trailing = _TRAILING.match(rest)
     if trailing is not None and trailing.end() == len(rest):
         return True
-    return _ENDED.search(rest) is not None and not hedged(rest)
+    return _ENDED.search(rest[-_NEAR:]) is not None and not hedged(rest)

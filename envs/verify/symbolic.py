@@ -78,7 +78,7 @@ _MIXED = re.compile(r"(?<![0-9.^_])([0-9]+)[ ]*\\frac\{([0-9]+)\}\{([0-9]+)\}")
 # What the library misreads: 2(7) as the mixed number 2 + 7, and \sin x \cdot y as the sine of a product.
 _BEFORE_BRACKET = re.compile(r"(?<=[0-9)])[ ]*(?=\(|\\binom)")
 _PLAIN_ARGUMENT = re.compile(
-    r"(\\(?:sin|cos|tan|cot|sec|csc|ln|arcsin|arccos|arctan)(?:\^\{[^{}]*\})?|\\log_\{[^{}]*\})[ ]*"
+    r"(\\(?:sin|cos|tan|cot|sec|csc|ln|arcsin|arccos|arctan)(?![A-Za-z])(?:\^\{[^{}]*\})?|\\log_\{[^{}]*\})[ ]*"
     r"((?:[0-9]+|[A-Za-z](?:_\{[^{}]*\})?|\\(?:pi|alpha|beta|gamma|theta|phi|omega)(?![A-Za-z])[ ]*)+)"
 )
 _DECIMAL = re.compile(r"(?<![0-9.])([0-9]*)\.([0-9]+)")

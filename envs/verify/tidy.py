@@ -116,7 +116,8 @@ _VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")
 _ROOT = re.compile(r"([√∛∜])[ ]*(?:\(([^()]*)\)|([0-9]+(?:\.[0-9]+)?|[A-Za-z]))?")
 _ROOTS = {"√": r"\sqrt", "∛": r"\sqrt[3]", "∜": r"\sqrt[4]"}
 
-_MARKUP = re.compile(r"^[*_`\s]+|[*_`\s]+$")
+_MARKUP = '*_` \t\n\r"\u201c\u201d'
+_MINUS_WORD = re.compile(r"(?<![A-Za-z ])(?:negative|minus)[ ]+(?=[0-9\\])", re.IGNORECASE)
 _ROW_SPACING = re.compile(r"\\\\[ ]*\[[^\[\]]*(?:pt|em|ex|mm|cm)\]")
 _DELIMITERS = re.compile(r"(?<!\\)\\[()\[\]]|(?<!\\)\$")
 _SPACES = re.compile(r"\\(?:quad|qquad|enspace|thinspace|medspace|thickspace|space|hfill|newline|,|;|:|!|>|[ ])|[~\s]+")
@@ -198,7 +199,7 @@ _CURRENCY_TEXT = re.compile(r"\\text[ ]*\{[ ]*(\\\$|[€£¥₹₩])[ ]*([^{}]*)
 _CHOOSE = re.compile(r"\{([^{}]*)\\choose(?![A-Za-z])([^{}]*)\}")
 _LONE_DOLLAR = re.compile(r"\$(?=[ ]*-?[ ]*[0-9.])")
 _BROKEN_OFF = re.compile(r"(?<=[0-9])\.{2,}|(?<=[0-9])[ ]\.{3,}")
-_FULL_STOP = re.compile(r"[\s.,;:]+$")
+_FULL_STOP = " \n.,;:。"
 _TEMPERATURE = re.compile(r"[ ]*\^[ ]*\{?[ ]*\\circ[ ]*\}?[ ]*(?:\\text\{[ ]*)?([CF])(?![A-Za-z])(?:[ ]*\})?")
 _SCALES = {"C": r"\text{ celsius}", "F": r"\text{ fahrenheit}"}
 _PLUS_INFINITY = re.compile(r"(?<![0-9A-Za-z)}\]])[ ]*\+[ ]*(?=\\infty)")
@@ -217,7 +218,7 @@ def tidy(text: str) -> str:
         raise ValueError(f"an answer of {len(text)} characters; at most {MAX_LENGTH} are read")
     text = _GROUP_SPACE.sub("\u2009", text.replace("\\!", ""))
     text = _unicode(text.translate(_INVISIBLE))
-    text = _MARKUP.sub("", text).replace("**", "^")
+    text = _MINUS_WORD.sub("-", text.strip(_MARKUP).replace("**", "^"), count=1)
     text = _CHOOSE.sub(r"\\binom{\1}{\2}", _CURRENCY_TEXT.sub(r"\1\2", text))
     text = _CURRENCY_SIGN.sub(lambda match: _CURRENCY[match[0]], text)
     if text.count("$") % 2:  # not a pair around mathematics
@@ -236,7 +237,7 @@ def tidy(text: str) -> str:
     text = _PLUS_INFINITY.sub("", text)
     text = _TEMPERATURE.sub(lambda match: _SCALES[match[1]], text)
     text = re.sub(r"\\text(?!\{)", " ", text)
-    text = _FULL_STOP.sub("", text.strip(" \n"))
+    text = text.strip(" \n").rstrip(_FULL_STOP)
     text = re.sub(r"[ ]{2,}", " ", text)
     return text.replace("\n", r"\\").strip()
 

@@ -5,6 +5,7 @@ Left out: grading several answers with partial credit; an answer is right or it 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -41,10 +42,14 @@ class MathVerifier:
     """Mathematical answers: extracted by ``extraction``, compared in a pool of ``workers`` processes (None: one for
     each core), each check within ``cpu_seconds`` of CPU time and ``memory_mb`` of memory.
 
+    ``percent_as_unit``: for problems that ask for a percentage and whose right answers leave the sign out, as GSM8K's
+    do: ``20%`` is 20 there, and not 1/5.
+
     Verifiers with equal limits share a pool. Raises ValueError for limits that make no sense.
     """
 
     extraction: Extraction = field(default_factory=Extraction)
+    percent_as_unit: bool = False
     workers: int | None = None
     cpu_seconds: float = 1.0
     memory_mb: int = 1024
@@ -57,6 +62,11 @@ class MathVerifier:
         answers = [
             self.extraction(item.text, finished=item.finished) if item.whole else _unboxed(item.text) for item in items
         ]
+        if self.percent_as_unit:
+            answers = [
+                answer if answer is None or "%" in item.gold else _PERCENT.sub("", answer)
+                for item, answer in zip(items, answers, strict=True)
+            ]
         asked = [place for place, answer in enumerate(answers) if answer is not None and len(answer) <= MAX_LENGTH]
         found = self._pool().check([(items[place].gold, answers[place] or "") for place in asked])
         verdicts = [Verdict(False, "unparseable")] * len(items)
@@ -72,6 +82,7 @@ class MathVerifier:
         return _shared(self.workers, self.cpu_seconds, self.memory_mb)
 
 
+_PERCENT = re.compile(r"[ ]*\\?%[ .$]*$")
 _BOXED = Extraction(("boxed",), after_thinking=False)
 
 

@@ -76,10 +76,8 @@ class Code(BatchGradedEnv):
         if (self.source == "local") != (self.data_dir is not None):
             raise ValueError(f"{self.name}: source=local goes with env.data_dir=<folder with the .jsonl files>")
         if self.num_validation < 1 or self.shown_tests < 0:
-            raise ValueError(
-                f"{self.name}: num_validation is {self.num_validation} and shown_tests is {self.shown_tests}; they must "
-                "be at least 1 and 0"
-            )
+            counts = f"num_validation is {self.num_validation} and shown_tests {self.shown_tests}"
+            raise ValueError(f"{self.name}: {counts}; they must be at least 1 and 0")
         chosen = self.splits if self.data_dir is None else self.files
         if not set(chosen) <= set(SPLITS) or chosen.get("test") is None:
             raise ValueError(f"{self.name}: the parts are {dict(chosen)}; they must name test, and may name train")

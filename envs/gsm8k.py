@@ -21,7 +21,8 @@ from typing import Any
 
 from envs.base import SPLITS, Answer, BatchGradedEnv, GeneratedSplit, ListSplit, check_split, make_prompt, split_of
 from envs.formats import R1, Format, best_reward, checked_weights, grade_answers
-from envs.rows import hold_out, hub_tables, local_rows, malformed
+from envs.jsonl import malformed
+from envs.rows import hold_out, hub_tables, local_rows
 from envs.verify import MathVerifier, Verifier
 from envs.verify.numbers import canonical, parse_number
 from envs.word_problems import MAX_STEPS, WordProblem, word_problem

@@ -16,7 +16,8 @@ from typing import Any
 
 from envs.base import SPLITS, Answer, BatchGradedEnv, ListSplit, check_split, make_prompt
 from envs.formats import Boxed, Format, best_reward, checked_weights, grade_answers
-from envs.rows import hold_out, hub_tables, local_rows, malformed
+from envs.jsonl import malformed
+from envs.rows import hold_out, hub_tables, local_rows
 from envs.verify import Extraction, MathVerifier, Verifier, check_gold
 from rlreason.types import Grade, Problem, Split
 

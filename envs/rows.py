@@ -1,4 +1,4 @@
-"""Rows of problems from JSON lines and from the Hugging Face hub, for the environments that read data sets.
+"""Rows of problems from local files and from the Hugging Face hub, for the environments that read data sets.
 
 Left out: streaming; the data sets here fit into memory many times.
 """
@@ -6,7 +6,6 @@ Left out: streaming; the data sets here fit into memory many times.
 from __future__ import annotations
 
 import hashlib
-import json
 import random
 import threading
 from collections.abc import Collection, Iterator, Mapping
@@ -15,22 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from envs.base import ListSplit
+from envs.jsonl import json_lines
 from rlreason.types import Problem, Split
 
 HUB_SECONDS = 5.0
 """How long the hub may take to answer before it counts as unreachable, in seconds."""
-
-
-def json_lines(path: Path, content: bytes, example: str) -> Iterator[tuple[str, Any]]:
-    """Pairs of ``file:line`` and the parsed line; blank lines are skipped. ``example`` shows a row in the error."""
-    # Not splitlines: U+2028 and the like may stand inside a JSON string.
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            where = f"{path}:{number}"
-            try:
-                yield where, json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise malformed(where, f"this is not JSON ({error})", example) from None
 
 
 def local_rows(
@@ -69,13 +57,6 @@ def hold_out(train: list[Problem], test: list[Problem], count: int, *, env: str,
         "validation": ListSplit([train[place] for place in held_out]),
         "test": ListSplit(test),
     }
-
-
-def malformed(where: str, what: str, example: str) -> ValueError:
-    """The error for a bad row."""
-    return ValueError(
-        f"{where}: {what}. Each row must be like {example}; correct or remove this row, or download the file again"
-    )
 
 
 def hub_tables(

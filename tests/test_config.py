@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
+from test_code import MBPP
 from test_hub_models import MODELS, write_math_rows
 from test_train import CAPITALS, TINY, metrics_of
 
@@ -45,6 +46,10 @@ def command(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 
 
 MATH = ["env.source=local", "env.data_dir=DATA", "env.num_validation=2"]
+CODE = ["env.source=local", "env.data_dir=DATA", "env.task_ids=null", "env.num_validation=2"] + [
+    f"env.files.{split}={file}"
+    for split, file in {"train": "code.jsonl", "validation": "null", "test": "code.jsonl"}.items()
+]
 # Where a group's entry needs more than its name: something the hub or the user would give.
 COMPLETED = {
     "experiment=gsm8k": ["env.source=synthetic"],
@@ -52,16 +57,24 @@ COMPLETED = {
     "experiment=math_qwen": MATH,
     "env=math": MATH,
     **{f"env={name}": MATH for name in ("aime", "amc", "math500")},
+    "env=code": CODE,
+    "env=humaneval": ["env.source=local", "env.data_dir=DATA", "env.files.test=code.jsonl"],
+    "experiment=mbpp": CODE,
     "env=svamp": [*MATH, "env.problem_key=problem", "env.answer_key=answer"],
     "env=gsm8k": ["env.source=synthetic"],
     "reward=format_only": ["env.format._target_=envs.formats.R1"],
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
-EVALUATION_ONLY = ("env=aime", "env=amc", "env=math500")
+EVALUATION_ONLY = ("env=aime", "env=amc", "env=humaneval", "env=math500")
 GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "reward", "model/lora")
 # engine=vllm is test_vllm's, where it is installed
 CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group) if (group, name) != ("engine", "vllm")]
+
+
+def write_code_rows(folder: Path) -> None:
+    """A data set for ``env=code``."""
+    (folder / "code.jsonl").write_text("".join(json.dumps(row) + "\n" for row in MBPP), encoding="utf-8")
 
 
 @pytest.mark.parametrize("choice", CHOICES)
@@ -70,6 +83,7 @@ def test_every_choice_composes_and_instantiates(choice: str, tmp_path: Path) -> 
     register()
     added = f"+{choice}" if choice.startswith(("experiment=", "profile=")) else choice
     write_math_rows(tmp_path)
+    write_code_rows(tmp_path)
     completed = [override.replace("DATA", str(tmp_path)) for override in COMPLETED.get(choice, [])]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[added, "model=tiny", "logger.mode=disabled", *completed])

@@ -685,22 +685,26 @@ assert {o.status for o in sandbox.run([hello, call] * 4)} == {"ok"}
 """
 
 
-def run_grader(source: str, mode: str) -> subprocess.Popen[str]:
+def run_grader(source: str, mode: str, folder: Path) -> subprocess.Popen[str]:
+    """A process with a sandbox. Its temporary files go to ``folder``: killed, it can't remove them."""
+    folder.chmod(0o755)
     return subprocess.Popen(
         [sys.executable, "-c", GRADER + source, mode],
         cwd=REPO,
+        env={**os.environ, "TMPDIR": str(folder)},
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
     )
 
 
-def test_a_grader_that_is_killed_leaves_no_jails(sandbox: Sandbox) -> None:
+def test_a_grader_that_is_killed_leaves_no_jails(sandbox: Sandbox, tmp_path: Path) -> None:
     grader = run_grader(
         "import threading\nprint(*jails(), flush=True)\n"
         "threading.Thread(target=sandbox.run, args=([Stdio('while True: pass', (('', ''),))],)).start()\n"
         "time.sleep(0.2)\nprint('busy', flush=True)\ntime.sleep(60)",
         sandbox.mode,
+        tmp_path,
     )
     assert grader.stdout is not None
     pids = grader.stdout.readline().split()
@@ -715,7 +719,7 @@ def test_a_grader_that_is_killed_leaves_no_jails(sandbox: Sandbox) -> None:
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
 
 
-def test_processes_and_forks_have_jails_of_their_own(sandbox: Sandbox) -> None:
+def test_processes_and_forks_have_jails_of_their_own(sandbox: Sandbox, tmp_path: Path) -> None:
     source = (
         "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\nbefore = set(jails())\npid = os.fork()\n"
         "ok = {o.status for o in sandbox.run([hello, call] * 8)} == {'ok'}\n"
@@ -724,15 +728,17 @@ def test_processes_and_forks_have_jails_of_their_own(sandbox: Sandbox) -> None:
         "code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])\n"
         "print(code, ok, mine == before, {o.status for o in sandbox.run([hello, call] * 8)}, flush=True)\n"
     )
-    graders = [run_grader(source, sandbox.mode) for _ in range(2)]
+    graders = [run_grader(source, sandbox.mode, tmp_path) for _ in range(2)]
     for grader in graders:
         said, _ = grader.communicate(timeout=60)
         assert said == "0 True True {'ok'}\n"
 
 
-def test_a_fork_does_not_keep_the_parents_jails_alive(launch: Launch) -> None:
+def test_a_fork_does_not_keep_the_parents_jails_alive(launch: Launch, tmp_path: Path) -> None:
     source = "pids = jails()\nif os.fork() == 0:\n print(*pids, flush=True)\n time.sleep(30)\nos._exit(0)"
-    grader = run_grader("import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\n" + source, launch.mode)
+    grader = run_grader(
+        "import warnings\nwarnings.simplefilter('ignore', DeprecationWarning)\n" + source, launch.mode, tmp_path
+    )
     assert grader.stdout is not None
     pids = grader.stdout.readline().split()
     grader.wait()

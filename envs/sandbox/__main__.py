@@ -134,7 +134,7 @@ def _parser() -> argparse.ArgumentParser:
         "--problems", type=Path, required=True, help="HumanEval, MBPP or stdin/stdout rows; .jsonl[.gz]"
     )
     scoring.add_argument("--samples", type=Path, required=True, help="rows of task_id and completion or solution")
-    scoring.add_argument("--timeout", type=float, help="CPU seconds for one program (default 4)")
+    scoring.add_argument("--timeout", type=float, help="CPU seconds for one program (default 6)")
     scoring.add_argument("--unsafe", action="store_true", help="run programs even if this machine can't contain them")
     commands.add_parser("doctor", help="attack the jails: does this machine contain programs?")
     measuring = commands.add_parser("bench", help="measure programs per second and the start of a jail")

@@ -52,7 +52,7 @@ class Limits:
     ``open_files`` the number of file descriptors, ``threads`` the threads that it may start. Sizes are in binary units.
     """
 
-    cpu_seconds: float = 4.0
+    cpu_seconds: float = 6.0
     wall_seconds: float | None = None
     memory_mb: int = 512
     output_kb: int = 256

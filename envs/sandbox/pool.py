@@ -9,6 +9,7 @@ import functools
 import os
 import queue
 import subprocess
+import sys
 import warnings
 import weakref
 from collections.abc import Sequence
@@ -49,6 +50,10 @@ class Sandbox:
             raise ValueError(f"sandbox: workers is {workers}; it must be at least 1, or None for one per core")
         if mode not in ("auto", "full", "no-namespaces"):
             raise ValueError(f"sandbox: mode is {mode!r}; it must be auto, full or no-namespaces")
+        if sys.platform != "linux":
+            raise SandboxUnavailable(
+                f"this machine can't contain programs: that takes Linux, and this is {sys.platform}"
+            )
         self._workers = workers or len(os.sched_getaffinity(0))
         self._limits = limits or Limits()
         self._report = choose(mode, unsafe)

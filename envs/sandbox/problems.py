@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import ast
 import gzip
-import json
 import re
 import textwrap
 import warnings
@@ -18,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from envs.jsonl import json_lines, malformed
 from envs.sandbox.checks import Calls, Check, Stdio
 
 EXAMPLES = (
@@ -129,13 +129,7 @@ def json_rows(path: Path) -> Iterator[tuple[str, Any]]:
         raise FileNotFoundError(f"there is no file {path}") from None
     except (OSError, EOFError) as error:
         raise ValueError(f"{path}: can't be read ({error})") from None
-    # Not splitlines: U+2028 and the like may stand inside a JSON string.
-    for number, line in enumerate(content.split(b"\n"), start=1):
-        if line.strip():
-            try:
-                yield f"{path}:{number}", json.loads(line)
-            except (ValueError, RecursionError) as error:
-                raise ValueError(f"{path}:{number}: this is not JSON ({error})") from None
+    yield from json_lines(path, content, EXAMPLES)
 
 
 def _human_eval(where: str, task_id: int | str, row: Mapping[str, Any]) -> CodeProblem:
@@ -223,6 +217,4 @@ def _parse(source: str) -> ast.Module:
 
 
 def _malformed(where: str, what: str) -> ValueError:
-    return ValueError(
-        f"{where}: {what}. A row is like {EXAMPLES}; correct or remove this row, or download the file again"
-    )
+    return malformed(where, what, EXAMPLES)

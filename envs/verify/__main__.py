@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from envs.rows import json_lines, malformed
+from envs.jsonl import json_lines, malformed
 from envs.verify.verdict import Verdict, check_gold
 from envs.verify.verifier import Item, MathVerifier, Verifier
 

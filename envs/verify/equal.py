@@ -244,16 +244,14 @@ def _scalar(node: Node) -> Any:
 
 
 def _collections(gold: Node, answer: Node) -> bool:
-    both = isinstance(gold, Group) and isinstance(answer, Group)
-    if both and not _is_inequalities(gold) and not _is_inequalities(answer):
-        named = _named_values(gold), _named_values(answer)
-        if named[0] is not None and named[1] is not None:
-            ours, theirs = named
-            return ours.keys() == theirs.keys() and all(equal(value, theirs[name]) for name, value in ours.items())
-        if named[0] is not None:
-            gold = Group("()", tuple(named[0].values()))
-        if named[1] is not None:
-            answer = Group("()", tuple(named[1].values()))
+    if isinstance(gold, Group) and isinstance(answer, Group) and not _any_inequalities(gold, answer):
+        ours, theirs = _named_values(gold), _named_values(answer)
+        if ours is not None and theirs is not None:
+            return ours.keys() == theirs.keys() and all(equal(ours[name], theirs[name]) for name in ours)
+        if ours is not None:
+            gold = Group("()", tuple(ours.values()))
+        if theirs is not None:
+            answer = Group("()", tuple(theirs.values()))
         if (
             len(gold.items) == 2
             and {gold.brackets, answer.brackets} & {"[]", "[)", "(]"}
@@ -310,9 +308,12 @@ def _named_values(group: Group) -> dict[str, Node] | None:
     return dict(sorted(found.items()))
 
 
-def _is_inequalities(group: Group) -> bool:
-    return group.brackets == "" and all(
-        isinstance(item, Relation) and not {*item.operators} & {"=", "~"} for item in group.items
+def _any_inequalities(*groups: Group) -> bool:
+    """Whether one of them is a bare list of inequalities, which together describe a set."""
+    return any(
+        not group.brackets
+        and all(isinstance(item, Relation) and not {*item.operators} & {"=", "~"} for item in group.items)
+        for group in groups
     )
 
 

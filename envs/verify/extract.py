@@ -39,8 +39,8 @@ _SENTENCE = 2000
 
 @dataclass(frozen=True)
 class Found:
-    """An answer as written (None: denied, doubted, part of something else, or broken off), the mark that it was found by,
-    and where that begins and ends."""
+    """An answer as written (None: denied, doubted, part of something else, or broken off), the mark that it was found
+    by, and where that begins and ends."""
 
     text: str | None
     mark: Mark
@@ -91,7 +91,8 @@ _END_TOKEN = re.compile(r"<(?:/s|eos|\|[a-z_]{1,30}\|)>$")
 
 
 def _visible(text: str) -> str:
-    """The text without end tokens, and without what a reader of the rendered text would not see or would see struck out."""
+    """The text without end tokens, and without what a reader of the rendered text would not see or would see struck
+    out."""
     text = text.rstrip()
     while match := _END_TOKEN.search(text[-40:]):
         text = text[: len(text) - len(match[0])].rstrip()
@@ -193,7 +194,9 @@ def _boxes(text: str) -> list[Found]:
 
 
 _PREFIX = re.compile(
-    r"(?:[-+*/^_<>≤≥≠√|]|[0-9a-zA-Z)]|(?<!\\)\{|\\(?:cdot|times|div|pm|mp|sqrt|le|ge|leq|geq|lt|gt|neq?|not=?|pi)(?![A-Za-z]))[ ]*$"
+    r"""(?:[-+*/^_<>≤≥≠√|]|[0-9a-zA-Z)]|(?<!\\)\{
+    |\\(?:cdot|times|div|pm|mp|sqrt|le|ge|leq|geq|lt|gt|neq?|not=?|pi)(?![A-Za-z]))[ ]*$""",
+    re.VERBOSE,
 )
 _STUCK_PREFIX = re.compile(r"(?:[-+*/^_√0-9]|(?<!\\)\{)$")
 _WRAPPER = re.compile(
@@ -201,8 +204,9 @@ _WRAPPER = re.compile(
     r"huge|Huge|quad|qquad|Rightarrow|implies|therefore|left|right|to|approx|sim)[ ]*\{?[ ]*$"
 )
 _SUFFIX = re.compile(
-    r"[ ]*(?:[-+*/^!<>0-9{(\[]|\.[0-9]|[a-zA-Z](?![a-zA-Z])|\\(?:cdot|times|div|pm|mp|frac|dfrac|tfrac|sqrt|pi|le|ge|leq|geq|lt|"
-    r"gt|neq?|binom|sin|cos|tan|ln|log)(?![A-Za-z]))"
+    r"""[ ]*(?:[-+*/^!<>0-9{(\[]|\.[0-9]|[a-zA-Z](?![a-zA-Z])
+    |\\(?:cdot|times|div|pm|mp|[dt]?frac|sqrt|pi|le|ge|leq|geq|lt|gt|neq?|binom|sin|cos|tan|ln|log)(?![A-Za-z]))""",
+    re.VERBOSE,
 )
 _STUCK_SUFFIX = re.compile(r"[\^_{0-9a-zA-Z]|\.[0-9]")
 _DEGREES = re.compile(r"[ ]*\^[ ]*\{?[ ]*\\circ")

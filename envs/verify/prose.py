@@ -22,27 +22,28 @@ DOUBTFUL = re.compile(
 """A word of doubt or denial, anywhere."""
 
 _DENIED_AFTER = re.compile(
-    rf"""\s*(?:definitely[ ]|certainly[ ]|surely[
-    ])?(?:{_NOT}|{_MAYBE}|{_ABOUT}|incorrect|wrong|unknown|unclear|nowhere| anything[ ]but|far[ ]from|either|one[
-    ]of|something)\b""",
+    rf"""\s*(?:(?:definitely|certainly|surely)[ ])?(?:{_NOT}|{_MAYBE}|{_ABOUT}|incorrect|wrong|unknown|unclear|nowhere|
+    anything[ ]but|far[ ]from|either|one[ ]of|something)\b""",
     re.IGNORECASE | re.VERBOSE,
 )
-# No verb between the denial and the answer, unless it is the denied one: "those who do not play are 12" denies nothing.
-_VERB = r"(?:is|are|was|were|be|equals?|gives?|get|have|has|=)"
+# A denial counts if no verb stands between it and the answer: "those who do not play are 12" denies nothing. What one
+# does not think, say or believe, and what is only supposed, reaches to the end of its sentence.
+_DENIAL = r"""(?:(?:is|are|was|be|it's|that's|equals?)[ ]?(?:definitely[ ])?
+        (?:not|n't|never|no[ ]longer|neither|nor|anything[ ]but|far[ ]from|unlikely[ ]to[ ]be|other[ ]than)
+    |(?:cannot|can't|could[ ]not)[ ](?:be|equal)|isn't|wasn't|aren't|ain't|(?:doesn't|does[ ]not)[ ]equal
+    |not|nor|unlike|instead[ ]of|rather[ ]than|except)"""
+_FAR_DENIAL = r"""(?:false[ ]that|suppose|assum(?:e|ing)[ ](?:that[ ])?the[ ]answer|unsure|not[ ]sure
+    |maybe|perhaps|possibly|guess(?:ing)?|(?:doubt|deny|reject|rule[ ]out|disprove|contradict)s?
+    |(?:don't|do[ ]not|doesn't|cannot|can't|nobody|no[ ]one|hardly|would[ ]not|wouldn't)[ ](?:would[ ])?
+        (?:think|believe|say|claim|agree|conclude|mean|trust))(?![A-Za-z]).*"""
+_WRONG = r"(?:wrong|incorrect|mistaken)[ ](?:answer|result|solution|value)(?:[ ]is)?"
+_FILLER = r"""(?:(?:the|an?|that|really|actually|simply|exactly|just|equal|to|answer|value|correct|right|final)
+    [ ]+)*"""
 _DENIED_BEFORE = re.compile(
-    rf"""(?:(?<![A-Za-z])
-    (?:(?:is|are|was|be|it's|that's|equals?|{_VERB}[ ]definitely|cannot[ ]be|can't[ ]be|could[ ]not[ ]be)[ ]?(?:not|n't)?[ ]?
-        (?:not|never|n't|no[ ]longer|neither|nor|anything[ ]but|far[ ]from|unlikely[ ]to[ ]be|other[ ]than)
-    |cannot[ ](?:be|equal)|can't[ ](?:be|equal)|(?:isn't|wasn't|aren't|ain't)|doesn't[ ]equal|does[ ]not[ ]equal|not|nor|unlike|instead[ ]of|
-        rather[ ]than|except|false[ ]that[ ].*|(?:don't|do[ ]not|doesn't|cannot|can't|nobody|no[ ]one|hardly|
-        would[ ]not|wouldn't)[ ](?:would[ ])?(?:think|believe|say|claim|agree|conclude|mean|trust)(?:[ ]that)?[ ].*|
-        (?:doubt|deny|reject|rule[ ]out|disprove|contradict)s?[ ].*|suppose[ ](?:that[ ])?.*|assum(?:e|ing)[ ](?:that[ ])?the[ ]answer.*|
-        unsure[ ].*|(?:maybe|perhaps|possibly|i[ ]guess|guess(?:ing)?|not[ ]sure).*|
-        (?:wrong|incorrect|mistaken)[ ](?:answer|result|solution|value)(?:[ ]is)?)
-    [ ]*(?:(?!{_VERB}\b)(?:the|an?|that|really|actually|simply|exactly|just|equal|to|be|answer|value|correct|right|final)[ ]+)*
-    )[:,]?[ ]*(?:\*\*)?\$*(?:\\\[|\\\()?[ ]*(?:[A-Za-z][ ]*=[ ]*)?$
+    rf"""(?<![A-Za-z])(?:{_DENIAL}|{_FAR_DENIAL}|{_WRONG})[ ]*{_FILLER}
+        [:,]?[ ]*(?:\*\*)?\$*(?:\\\[|\\\()?[ ]*(?:[A-Za-z][ ]*=[ ]*)?$
     |(?:[0-9.}}]|\$)[ ]*(?:or|/)[ ]+\$*$
-    |(?<![A-Za-z])(?:e\.g\.|for[ ]example|such[ ]as|(?:in|of)[ ](?:the|this)[ ]form(?:at)?|format|like[ ]this)[ ,:]*\$*$
+    |(?<![A-Za-z])(?:for[ ]example|such[ ]as|(?:in|of)[ ](?:the|this)[ ]form(?:at)?|format|like[ ]this)[ ,:]*\$*$
     |\\(?:neq?|not=?|lnot|neg)[ ]*$|≠[ ]*$|\\text\{{[ ]*not[ ]*\}}[ ]*$""",
     re.IGNORECASE | re.VERBOSE,
 )
@@ -53,21 +54,22 @@ _SENTENCE_START = re.compile(r"[.!?;]\s|\n")
 _BEHIND = r"[ \t]*\$*(?:\\\]|\\\))?(?:\*\*)?[ \t]*"
 _HEDGE = re.compile(
     rf"""{_BEHIND}[,;.:(?!]*\s*
-    (?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no[,.:]|no[ ]wait|unless|another|either|correction|
-    (?:and[ ])?also|but|could[ ]also[ ]be|might[ ]be|hold[ ]on|on[ ]second[ ]thought|oops|sorry|scratch[ ]that|
-    it[ ](?:could|might|may|should)[ ](?:also[ ])?be|
+    (?:or|maybe|perhaps|possibly|alternatively|otherwise|actually|wait|hmm|no[,.:]|no[ ]wait|unless|another|either|
+    correction|(?:and[ ])?also|but|could[ ]also[ ]be|might[ ]be|hold[ ]on|on[ ]second[ ]thought|oops|sorry|
+    scratch[ ]that|it[ ](?:could|might|may|should)[ ](?:also[ ])?be|
     (?:this|that)(?:'s|[ ]is|[ ]may[ ]be|[ ]might[ ]be|[ ]could[ ]be)[ ](?:wrong|incorrect|not|false))(?![A-Za-z])""",
     re.IGNORECASE | re.VERBOSE,
 )
 _TAKEN_BACK = re.compile(
-    rf"""{_BEHIND}(?:(?:is|was|isn't|wasn't)[ ](?:definitely[ ]|certainly[ ])?(?:not|wrong|incorrect|false|a[ ]mistake)|isn't|
-    wasn't|\?[ \t]*(?:\n[ ]*)?(?:no\b|i[ ](?:don't|do[ ]not|doubt)|not[ ]|wrong|incorrect))""",
+    rf"""{_BEHIND}(?:(?:is|was)[ ](?:definitely[ ]|certainly[ ])?(?:not|wrong|incorrect|false|a[ ]mistake)|isn't|wasn't|
+    \?[ \t]*(?:\n[ ]*)?(?:no\b|i[ ](?:don't|do[ ]not|doubt)|not[ ]|wrong|incorrect))""",
     re.IGNORECASE | re.VERBOSE,
 )
 _SECOND = re.compile(rf"{_BEHIND}(?:,|/|and\b|or\b|&)[ ]*\$?[ ]*-?[ ]*(?:[0-9.]|\\frac|\\sqrt|\\pi)")
 _ANOTHER = re.compile(
-    r"""(?:it|answer|that|should|must|be|is|=|or|maybe|perhaps|possibly|actually|alternatively|wait|no|hmm|correction|either|
-    another|also|:)[ ,:.]*(?:(?:is|be|should|must|would|could|might|it|the|answer|correct|one|to)[ ]+)*\$*-?[0-9]|\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not[ ](?:right|correct|sure|certain)|mistake""",
+    r"""(?:it|answer|that|should|must|be|is|=|or|maybe|perhaps|possibly|actually|alternatively|wait|no|hmm|correction|
+    either|another|also|:)[ ,:.]*(?:(?:is|be|should|must|would|could|might|it|the|answer|correct|one|to)[ ]+)*\$*-?[0-9]
+    |\\boxed|\\frac|\\sqrt|\\pi|wrong|incorrect|not[ ](?:right|correct|sure|certain)|mistake""",
     re.IGNORECASE | re.VERBOSE,
 )
 _HEDGE_REACH = 80
@@ -86,11 +88,13 @@ _SUBJECT = re.compile(
 )
 
 _UNCERTAIN = re.compile(
-    r"(?<![A-Za-z])(?:or|maybe|perhaps|possibly|about|approximately|around|roughly|either|between|might|guess)(?![A-Za-z])",
-    re.IGNORECASE,
+    r"""(?<![A-Za-z])(?:or|maybe|perhaps|possibly|about|approximately|around|roughly|either|between|might|guess)
+    (?![A-Za-z])""",
+    re.IGNORECASE | re.VERBOSE,
 )
 _PART_OF_MORE = re.compile(
-    r"""(?:[0-9)}\]a-zA-Z][ ]*(?:\\cdot|\\times|[-+*/^×·÷–])|[<>≤≥:^_+*/×·÷]|[0-9)}\]][ ]*[,&]|[0-9][^.;\n]{0,20}[ ](?:and|to|or)
+    r"""(?:[0-9)}\]a-zA-Z][ ]*(?:\\cdot|\\times|[-+*/^×·÷–])|[<>≤≥:^_+*/×·÷]|[0-9)}\]][ ]*[,&]
+    |[0-9][^.;\n]{0,20}[ ](?:and|to|or)
     |(?<![A-Za-z])(?:steps?|equations?|eq\.?|case|part|question|problem|line|example|figure|chapter|page|option|lemma|
     theorem|section|item|number|no\.)[ ]*\(?|\([^()]*,)[ ]*$""",
     re.IGNORECASE | re.VERBOSE,

@@ -243,7 +243,8 @@ def _terminates(value: Any) -> bool:
 
 
 def rounds_to(number: Number, value: Any, least: int = MIN_DIGITS) -> bool:
-    """Whether ``number`` is the constant ``value``, rounded or cut off at its last digit, with at least ``least`` digits."""
+    """Whether ``number`` is the constant ``value``, rounded or cut off at its last digit, with at least ``least``
+    digits."""
     if not value.is_number:
         return False
     approximation = sympy.N(value, (number.digits or 0) + 15, maxn=_MAX_DIGITS)

@@ -1,7 +1,7 @@
 """python -m experiments.verifiers.measure FOLDER_WITH_MBPP
 
-Scorecards of our verifier beside Math-Verify, and the sandbox's figures; writes results.json and prints the README's tables.
-The sides take turns, ``REPEATS`` times; a figure is the median, its range beside it.
+Scorecards of our verifier beside Math-Verify, and the sandbox's figures; writes results.json and prints the README's
+tables. The sides take turns, ``REPEATS`` times; a figure is the median, its range beside it.
 """
 
 from __future__ import annotations
@@ -74,9 +74,7 @@ def references(folder: Path) -> dict[str, Any]:
     found: dict[str, Any] = {}
     with Sandbox() as sandbox:
         for what in ("references", "stubs"):
-            programs = [
-                problem.reference or "" if what == "references" else _stub(problem.names) for problem in problems
-            ]
+            programs = [p.reference or "" if what == "references" else _stub(p.names) for p in problems]
             checks = [problem.check(program) for problem, program in zip(problems, programs, strict=True)]
             started = time.perf_counter()
             outcomes = sandbox.run(checks)
@@ -103,11 +101,11 @@ def tables(results: dict[str, Any]) -> str:
     for name, sides in results["scorecards"].items():
         for side, runs in sides.items():
             first = runs[0]
-            lines.append(
-                f"| {name}, {first['n']} | {side} | {100 * first['accuracy']:.1f} % | {len(first['false_positives'])} | "
-                f"{len(first['false_negatives'])} | {first['timeouts']} | {_range([r['per_second'] for r in runs], 0)} | "
-                f"{_range([r['p50_ms'] for r in runs], 2)} | {_range([r['p99_ms'] for r in runs], 1)} |"
-            )
+            counts = (len(first["false_positives"]), len(first["false_negatives"]), first["timeouts"])
+            speeds = (("per_second", 0), ("p50_ms", 2), ("p99_ms", 1))
+            cells = [f"{name}, {first['n']}", side, f"{100 * first['accuracy']:.1f} %", *map(str, counts)]
+            cells += [_range([run[key] for run in runs], digits) for key, digits in speeds]
+            lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "| mode | trivial programs/s | HumanEval-style checks/s | start of a jail, ms |", "|---|---|---|---|"]
     for mode, runs in results["sandbox"].items():
         keys = (("programs_per_second", 0), ("checks_per_second", 0), ("jail_start_ms", 0))

@@ -132,9 +132,14 @@ _AGAIN = re.compile(r"[ ]*(?:\$|\\\)|\\\])*[ ]*,?[ ]*(?:or|i\.e\.|that is),?[ ]*
 
 
 def _repeats(answer: str, after: str) -> bool:
-    """Whether what follows is the same value in another form: "1/2, or 0.5"."""
+    """Whether what follows arrives at the same value: "1/2, or 0.5", "wait, let me check: 2 + 3 = 5"."""
     match = _AGAIN.match(after)
-    return match is not None and _said(match[1].strip("$").rstrip(".")) == _said(answer)
+    if match is not None:
+        return _said(match[1].strip("$").rstrip(".")) == _said(answer)
+    end = _SENTENCE_END.search(after, 8)
+    sentence = after[: end.start()] if end else after
+    numbers = [found[0].strip() for found in _NUMBER.finditer(sentence) if found[0].strip()]
+    return bool(numbers) and _said(numbers[-1]) == _said(answer) and not prose.DOUBTFUL.search(sentence)
 
 
 def _agree(answers: Sequence[str | None]) -> bool:

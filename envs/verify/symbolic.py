@@ -32,6 +32,7 @@ decimal."""
 _POINTS = 6
 _ENOUGH_POINTS = 3
 _MAX_DIGITS = 400
+_DIGITS_AT_A_POINT = 120
 _LARGEST = sympy.Float(10) ** 350  # of larger ones, so many digits do not say whether they are equal
 
 _FUNCTIONS = [
@@ -309,7 +310,7 @@ def same_function(left: Any, right: Any) -> bool:
         if first is None or second is None:
             continue
         real = bool(first.is_real and second.is_real)
-        if not _vanishes(difference.evalf(15, subs=point, maxn=_MAX_DIGITS)):
+        if not _vanishes(difference.evalf(15, subs=point, maxn=_DIGITS_AT_A_POINT)):
             if real or complex_:
                 return False
             disagreed = True
@@ -336,7 +337,7 @@ def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
 def _at(expression: Any, point: dict[Any, Any]) -> Any:
     """The value at a point to 30 digits, or None where there is none."""
     # Not subs: with exact rational numbers (x + 1)^{1000000} would be multiplied out.
-    found = expression.evalf(15, subs=point, maxn=_MAX_DIGITS)
+    found = expression.evalf(15, subs=point, maxn=_DIGITS_AT_A_POINT)
     if not found.is_number or found.has(sympy.nan, sympy.zoo, sympy.oo) or found.atoms(sympy.Function):
         return None
     return found

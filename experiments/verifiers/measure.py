@@ -1,7 +1,7 @@
 """python -m experiments.verifiers.measure FOLDER_WITH_MBPP
 
 Scorecards of our verifier beside Math-Verify, and the sandbox's figures; writes results.json and prints the README's
-tables. The sides take turns, ``REPEATS`` times; a figure is the median, its range beside it.
+tables. A figure of ours is the median of ``REPEATS``, its range beside it.
 """
 
 from __future__ import annotations
@@ -61,10 +61,11 @@ def scorecards() -> dict[str, Any]:
     data = {"labelled": read_rows(REPO / "tests" / "data" / "math_cases.jsonl"), "ordinary": ordinary(2000)}
     verifiers: dict[str, Verifier] = {"rlreason": MathVerifier(), "math_verify": MathVerify()}
     found: dict[str, Any] = {name: {side: [] for side in verifiers} for name in data}
-    for _ in range(REPEATS):
+    for repeat in range(REPEATS):
         for name, rows in data.items():
             for side, verifier in verifiers.items():
-                found[name][side].append(score(rows, verifier))
+                if side == "rlreason" or repeat == 0:  # the library waits out its time limits: once is enough
+                    found[name][side].append(score(rows, verifier))
     return found
 
 

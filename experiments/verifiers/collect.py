@@ -1,7 +1,7 @@
 """python -m experiments.verifiers.collect RUN_FOLDER
 
 Copies of a run on MBPP: metrics.jsonl, and traces-sample.jsonl with six completions drawn blindly besides two that
-all tests, if there are any. They hold the problem's text, of MBPP (Austin et al. 2021, CC BY 4.0,
+passed all tests, if there are any. They hold the problem's text, of MBPP (Austin et al. 2021, CC BY 4.0,
 https://github.com/google-research/google-research/tree/master/mbpp), and nothing of its solutions.
 """
 

@@ -17,10 +17,11 @@ import sympy
 
 from envs.verify import Extraction, Item, Verdict, check_gold
 from envs.verify.__main__ import main, read_rows
-from envs.verify.expression import Number, Quantity, Unreadable, parse
+from envs.verify.expression import parse
 from envs.verify.extract import MARKS
 from envs.verify.formula import Unsupported, read
 from envs.verify.judge import judge
+from envs.verify.nodes import Number, Quantity, Unreadable
 from envs.verify.symbolic import by_grammar, prepared
 from envs.verify.tidy import MAX_LENGTH, tidy
 from envs.verify.units import Unit, unit

@@ -17,7 +17,7 @@ from typing import Any
 import sympy
 
 from envs.verify import units
-from envs.verify.expression import (
+from envs.verify.nodes import (
     Formula,
     Group,
     Matrix,

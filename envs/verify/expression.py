@@ -1,6 +1,6 @@
-"""What an answer says: numbers, lists, intervals, relations, matrices, quantities, read from LaTeX or plain text.
+"""The structure of an answer: lists, intervals, relations, matrices, quantities, read from LaTeX or plain text.
 
-``parse`` reads the structure; what is left at the leaves is a number that is compared exactly, words, or a formula that
+``parse`` reads the structure; what is left at the leaves is a number (``numerals``), words, or a formula that
 ``symbolic`` hands to Math-Verify's LaTeX parser when it comes to comparing. Nothing is evaluated here and every
 step takes linear or quadratic time in an answer of at most ``tidy.MAX_LENGTH`` characters.
 
@@ -10,149 +10,31 @@ Left out: prose. What reads like a sentence, a doubt or a denial is no answer (`
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Literal
 
-from envs.verify import units
-from envs.verify.tidy import tidy
-
-MAX_DIGITS = 4000
-"""Longest number that is read as one, in digits; Python itself refuses to print longer ones."""
+from envs.verify import prose, units
+from envs.verify.nodes import (
+    Formula,
+    Group,
+    Matrix,
+    NamedSet,
+    Node,
+    Number,
+    Quantity,
+    Ratio,
+    Relation,
+    SetOperation,
+    Unreadable,
+    Words,
+)
+from envs.verify.numerals import NUMBER_WORDS, based, exact
+from envs.verify.tidy import FUNCTIONS, tidy
 
 MAX_ITEMS = 1000
 MAX_DEPTH = 60
 """How deep lists, brackets and relations may nest."""
 
-
-class Unreadable(ValueError):
-    """This is no answer that anybody could compare: empty, unbalanced, in doubt of itself, prose."""
-
-
-@dataclass(frozen=True)
-class Number:
-    """An exact value. ``digits``: significant digits if it is written as a decimal, which may stand for a rounded
-    value; None for an integer or a fraction."""
-
-    value: Fraction
-    digits: int | None = None
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A scalar expression in tidy LaTeX, without blanks."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Words:
-    """A name, a choice, yes or no; compared as it is written (case aside, unless it is a single letter)."""
-
-    text: str
-
-
-@dataclass(frozen=True)
-class Quantity:
-    """A value and what it counts. ``text`` is how it was written, should it be a product after all (``3 m``)."""
-
-    value: Node
-    unit: units.Unit
-    text: str
-
-
-@dataclass(frozen=True)
-class Group:
-    """Several values. ``brackets`` are ``()``, ``[]``, ``[)``, ``(]``, ``{}`` for a set, or none for a bare list.
-
-    Order matters within round and square brackets; two items in those may be an interval too.
-    """
-
-    brackets: Literal["()", "[]", "[)", "(]", "{}", ""]
-    items: tuple[Node, ...]
-    joined: Literal["", "and", "or"] = field(default="", compare=False)
-    """The word between the items of a bare list."""
-
-
-@dataclass(frozen=True)
-class SetOperation:
-    """``left`` ∪, ∩ or ∖ ``right``: ``cup``, ``cap``, ``setminus``."""
-
-    operator: str
-    left: Node
-    right: Node
-
-
-@dataclass(frozen=True)
-class NamedSet:
-    """``R``, ``Z``, ``N``, ``Q``, ``C``, or ``empty``."""
-
-    name: str
-
-
-@dataclass(frozen=True)
-class Relation:
-    """``sides[0] operators[0] sides[1] ...``; operators are ``= < > <= >= != in notin ~``."""
-
-    sides: tuple[Node, ...]
-    operators: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """Rows of cells, all of one length."""
-
-    rows: tuple[tuple[Node, ...], ...]
-
-
-@dataclass(frozen=True)
-class Ratio:
-    """``a : b : ...``"""
-
-    terms: tuple[Node, ...]
-
-
-Node = Number | Formula | Words | Quantity | Group | SetOperation | NamedSet | Relation | Matrix | Ratio
-
-_DOUBT = re.compile(
-    r"(?<![A-Za-z\\])(?:not|isn't|isnt|never|cannot|can't|maybe|perhaps|possibly|probably|approximately|approx|about|around|"
-    r"roughly|nearly|almost|either|unsure|guess|might|could|unknown|undetermined|at least|at most|more than|less than|"
-    r"wait|hmm|\?\?+)(?![A-Za-z])|\\(?:neg|lnot|not|nexists|phantom|hphantom|vphantom|cancel|bcancel|xcancel|sout|st)(?![A-Za-z])|\?",
-    re.IGNORECASE,
-)
-# Whole answers that contain such a word and mean it.
-_MEANT = re.compile(
-    r"(?:can(?:not|'t) be|not (?:enough|possible|defined|unique|solvable|real|a )|does not exist|no |none|nothing|"
-    r"undetermined)[A-Za-z ]*",
-    re.IGNORECASE,
-)
-_PLACEHOLDERS = frozenset(
-    {
-        "",
-        "answer",
-        "your answer",
-        "your final answer",
-        "final answer",
-        "the answer",
-        "answer here",
-        "number",
-        "...",
-        r"\ldots",
-        "?",
-    }
-    | {
-        "your answer here",
-        "insert answer here",
-        "result",
-        "value",
-        "_",
-        "__",
-        r"\_",
-        r"\square",
-        r"\cdot",
-        "expression",
-    }
-)
 
 _AND_OR = re.compile(r"(?:,[ ]*)?(?:\\text\{[ ]*(?:and|or)[ ]*\}|(?<![A-Za-z\\{])(?:and|or)(?![A-Za-z}]))")
 _OPENERS, _CLOSERS = "([{", ")]}"
@@ -182,29 +64,7 @@ _MATRIX = re.compile(
 _TEXT = re.compile(r"\\text\{([^{}]*)\}")
 _WORDS = re.compile(r"\(?[A-Za-z][A-Za-z0-9 .'&-]*\)?")
 _WORD = re.compile(r"(?<![\\A-Za-z{])(?!sqrt|pi|sin|cos|tan|log|ln|exp)[A-Za-z]{2,}")
-_MATH_WORDS = frozenset(
-    [
-        "pi",
-        "sqrt",
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "log",
-        "ln",
-        "exp",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "infinity",
-        "inf",
-        "oo",
-        "e",
-        "i",
-    ]
-)
+_MATH_WORDS = frozenset(FUNCTIONS) | {"oo", "e", "i"}
 
 
 def parse(text: str, *, trusted: bool = False) -> Node:
@@ -219,9 +79,9 @@ def parse(text: str, *, trusted: bool = False) -> Node:
     in_text = _TEXT.fullmatch(clean)
     clean = in_text[1].strip() if in_text else clean
     plain = _TEXT.sub(r"\1", clean).strip()
-    if plain.lower() in _PLACEHOLDERS:
+    if prose.is_placeholder(plain):
         raise Unreadable("there is no answer in it")
-    if not trusted and _DOUBT.search(plain) and not _MEANT.fullmatch(plain):
+    if not trusted and prose.is_doubtful(plain):
         raise Unreadable("it denies or doubts what it says")
     _check_balance(clean)
     named = _named(plain)
@@ -232,34 +92,6 @@ def parse(text: str, *, trusted: bool = False) -> Node:
     return _list(_plain_operators(clean), MAX_DEPTH)
 
 
-_NUMBER_WORDS = {
-    word: number
-    for number, word in enumerate(
-        [
-            "zero",
-            "one",
-            "two",
-            "three",
-            "four",
-            "five",
-            "six",
-            "seven",
-            "eight",
-            "nine",
-            "ten",
-            "eleven",
-            "twelve",
-            "thirteen",
-            "fourteen",
-            "fifteen",
-            "sixteen",
-            "seventeen",
-            "eighteen",
-            "nineteen",
-            "twenty",
-        ]
-    )
-}
 _SHORT_WORDS = frozenset(
     ["yes", "no", "odd", "all", "any", "day", "red", "sun", "mon", "tue", "wed", "thu", "fri", "sat", "am", "pm"]
 )
@@ -278,8 +110,8 @@ def _named(plain: str) -> Words | Number | None:
         return Words(f"{int(clock[1])}:{clock[2] or '00'} {clock[3].lower()}m")
     if _TIME.fullmatch(plain):
         return Words(plain)
-    if plain.lower() in _NUMBER_WORDS:
-        return Number(Fraction(_NUMBER_WORDS[plain.lower()]))
+    if plain.lower() in NUMBER_WORDS:
+        return Number(Fraction(NUMBER_WORDS[plain.lower()]))
     if not _WORDS.fullmatch(plain):
         return None
     bare = plain.strip("(). ")
@@ -295,7 +127,7 @@ def _named(plain: str) -> Words | Number | None:
         return Words(bare) if plain != bare or bare.isupper() else None
     if len(found) > 1 and max(map(len, found)) < 3:
         return None  # a - b
-    if _based(plain) is not None or _AND_OR.search(plain):
+    if based(plain) is not None or _AND_OR.search(plain):
         return None
     if re.fullmatch(r"[a-z]{2,3}", bare) and bare not in _SHORT_WORDS:
         return None  # a product of variables, rather
@@ -538,9 +370,9 @@ def _scalar(text: str, depth: int) -> Node:
         before, after = _PLUS_MINUS.split(text)
         plus = before + "+" + after if before.strip() else after
         return Group("", (_scalar(plus, depth - 1), _scalar(before + "-" + after, depth - 1)))
-    based = _based(text)
-    if based is not None:
-        return based
+    in_base = based(_TEXT.sub(r"\1", text))
+    if in_base is not None:
+        return in_base
     number = exact(text)
     if number is not None:
         return number
@@ -599,7 +431,7 @@ def _counted(value: str, name: str, text: str, depth: int) -> Node | None:
         return scaled if not rest else _with_unit(scaled, rest, text)
     base = re.fullmatch(r"(?:\(?base|in base)[ ]*([0-9a-z]+)\)?", name)
     if base:
-        return _based(f"{value}_{{{base[1]}}}")
+        return based(f"{value}_{{{base[1]}}}")
     return _with_unit(_scalar(value, depth - 1), name, text)
 
 
@@ -613,167 +445,3 @@ def _with_unit(value: Node, name: str, text: str) -> Quantity | None:
 
 def _ends_a_value(text: str) -> bool:
     return not text.rstrip().endswith(("+", "-", "*", "/", "^", "_", "="))
-
-
-# --- numbers -----------------------------------------------------------------------------------------------------
-
-_DIGITS = r"[0-9]++"
-_PLAIN = re.compile(rf"({_DIGITS})?(?:\.({_DIGITS})?)?")
-_GROUPS = re.compile(r"[0-9]{1,3}(?:,[0-9]{3})+(?:\.[0-9]+)?|[0-9]{1,3}(?:[ ][0-9]{3})+(?:\.[0-9]+)?")
-_SCIENTIFIC = re.compile(
-    r"""(?P<head>.*?)[ ]*
-    (?:(?:\\times|\\cdot|\*|x)[ ]*10[ ]*(?:\^|\*\*)[ ]*
-    (?:\{[ ]*(?P<braced>[-+]?[0-9]{1,6})[ ]*\}|\((?P<bracketed>[-+]?[0-9]{1,6})\)|(?P<bare>[-+]?[0-9]{1,6}))
-    |(?<=[0-9.])[eE](?P<short>-?[0-9]{1,6}|\+[0-9]{2,6}))  # 2e+1 is twice Euler's number and one
-    """,
-    re.VERBOSE,
-)
-_FRACTION = re.compile(r"\\frac[ ]*(?:\{([^{}]*)\}|([0-9]))[ ]*(?:\{([^{}]*)\}|([0-9]))")
-_MIXED = re.compile(rf"({_DIGITS})[ ]*(\\frac.*)|({_DIGITS})[ ]+({_DIGITS}[ ]?/[ ]?{_DIGITS})")
-_POWER = re.compile(r"([0-9]{1,6})[ ]*\^[ ]*(?:\{[ ]*([0-9]{1,5})[ ]*\}|([0-9]{1,5}))")
-_REPEATING = re.compile(
-    r"""([0-9]*)\.([0-9]*)
-    (?:\\(?:overline|bar|dot|overbar)[ ]*\{([0-9]+)\}|\\(?:overline|bar|dot)[ ]*([0-9])|\(([0-9]+)\))
-    (?:\\ldots|\.{2,3})?""",
-    re.VERBOSE,
-)
-_DOTS = re.compile(r"([0-9]*)\.([0-9]{2,})[ ]*(?:\\ldots|\.{2,})")
-_MAX_POWER_OF_TEN = 4000
-
-
-def exact(text: str) -> Number | None:
-    """The number that a tidy text is, or None: ``-1,234.5``, ``1 234``, ``\\frac{3}{4}``, ``3/4``, ``1 1/2``, ``6.02
-    \\times 10^{23}``, ``2^{10}``, ``0.\\overline{3}``, ``0.1666...``. Nothing else is read as a number, and none
-    above ``MAX_DIGITS`` digits."""
-    text = text.strip()
-    sign = 1
-    while text[:1] in ("-", "+"):
-        sign = -sign if text[0] == "-" else sign
-        text = text[1:].lstrip()
-        if text[:1] in ("-", "+") and sign:
-            return None
-    if len(text) > MAX_DIGITS or not text:
-        return None
-    found = _unsigned(text)
-    return None if found is None else Number(sign * found.value, found.digits)
-
-
-def _unsigned(text: str) -> Number | None:
-    if _GROUPS.fullmatch(text):
-        text = text.replace(",", "").replace(" ", "")
-    plain = _PLAIN.fullmatch(text)
-    if plain and (plain[1] or plain[2]):
-        return _decimal(plain[1] or "", plain[2], 0)
-    if text[0] not in "0123456789.\\":
-        return None
-    if text.startswith(r"\frac") or "/" in text:
-        return _fraction(text)
-    mixed = _MIXED.fullmatch(text)
-    if mixed:
-        whole, part = int(mixed[1] or mixed[3]), _fraction(mixed[2] or mixed[4])
-        if part is not None and part.digits is None and 0 <= part.value < 1:
-            return Number(whole + part.value)
-        return None
-    scientific = _SCIENTIFIC.fullmatch(text)
-    if scientific:
-        head = _PLAIN.fullmatch(scientific["head"])
-        exponent = int(next(filter(None, scientific.group("braced", "bracketed", "bare", "short"))))
-        if head and (head[1] or head[2]) and abs(exponent) <= _MAX_POWER_OF_TEN:
-            return _decimal(head[1] or "", head[2], exponent)
-        return None
-    power = _POWER.fullmatch(text)
-    if power:
-        base, exponent = int(power[1]), int(power[2] or power[3])
-        return Number(Fraction(base**exponent)) if exponent * len(power[1]) <= _MAX_POWER_OF_TEN else None
-    return _endless(text)
-
-
-def _decimal(integer: str, decimals: str | None, exponent: int) -> Number:
-    digits = integer + (decimals or "")
-    value = Fraction(int(digits)) * Fraction(10) ** (exponent - len(decimals or ""))
-    if decimals is None and exponent >= 0:
-        return Number(value)
-    return Number(value, max(1, len(digits.lstrip("0"))))
-
-
-def _fraction(text: str) -> Number | None:
-    match = _FRACTION.fullmatch(text)
-    if match:
-        top, bottom = match[1] or match[2], match[3] or match[4]
-    elif text.count("/") == 1 and not text.startswith("\\"):
-        top, bottom = text.split("/")
-        mixed = _MIXED.fullmatch(text)
-        if mixed and mixed[3]:
-            part = _fraction(mixed[4])
-            return None if part is None or part.value >= 1 else Number(int(mixed[3]) + part.value)
-        if "\\" in text or " " in top.strip() or " " in bottom.strip():
-            return None
-    else:
-        return None
-    if top is None or bottom is None:
-        return None
-    numerator, denominator = exact(top), exact(bottom)
-    if numerator is None or denominator is None or not denominator.value:
-        return None
-    return Number(numerator.value / denominator.value)
-
-
-def _endless(text: str) -> Number | None:
-    """Repeating decimals: marked as such, or broken off by dots where what repeats is plain to see."""
-    match = _REPEATING.fullmatch(text)
-    if match:
-        start, period = match[2], match[3] or match[4] or match[5]
-        return _repeating(match[1], start, period)
-    match = _DOTS.fullmatch(text)
-    if match:
-        digits = match[2]
-        for length in range(1, len(digits) // 2 + 1):
-            period = digits[-length:]
-            repeats = 1
-            while digits.endswith(period * (repeats + 1)):
-                repeats += 1
-            if repeats >= (3 if length == 1 else 2) and set(period) != {"0"}:
-                return _repeating(match[1], digits[: len(digits) - length * repeats], period)
-        return _decimal(match[1], digits, 0)
-    return None
-
-
-def _repeating(integer: str, start: str, period: str) -> Number:
-    nines = 10 ** len(period) - 1
-    value = Fraction(int((integer + start) or "0") * nines + int(period), nines * 10 ** len(start))
-    return Number(value)
-
-
-_BASED = re.compile(r"\(?(-?)([0-9A-Za-z]+)\)?[ ]*_[ ]*(?:\{[ ]*(.*?)[ ]*\}|([0-9]|[a-z]{3,}))")
-_BASE_WORD = re.compile(r"(-?)([0-9][0-9A-Za-z]*)[ ]*\(?(?:in[ ])?base[ ]*(?:([a-z]+)|([0-9]{1,2}))\)?")
-_BASE_NAMES = {
-    name: base
-    for base, name in enumerate(
-        ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"], start=2
-    )
-} | {"sixteen": 16, "hex": 16}
-_PREFIXED = re.compile(r"0(?:b([01]+)|o([0-7]+)|x([0-9a-fA-F]+))")
-
-
-def _based(text: str) -> Number | None:
-    """An integer with its base as an index, ``1010_2``, or in a programmer's spelling, ``0x1F``; None for all else."""
-    text = _TEXT.sub(r"\1", text).strip()
-    prefixed = _PREFIXED.fullmatch(text)
-    if prefixed:
-        base = 2 if prefixed[1] else 8 if prefixed[2] else 16
-        return Number(Fraction(int(prefixed[1] or prefixed[2] or prefixed[3], base)))
-    match = _BASED.fullmatch(text) or _BASE_WORD.fullmatch(text)
-    if not match or len(match[2]) > MAX_DIGITS:
-        return None
-    name = (match[3] or match[4] or "").strip("() ").removeprefix("base").strip().lower()
-    base = int(name) if re.fullmatch(r"[0-9]{1,2}", name) else _BASE_NAMES.get(name, 0)
-    digits = match[2].upper()
-    if not 2 <= base <= 36 or not (any(map(str.isdigit, digits)) or (base == 16 and match[2].isupper())):
-        return None
-    values = [int(digit, 36) for digit in digits]
-    if max(values) >= base:
-        return None
-    value = 0
-    for digit in values:
-        value = value * base + digit
-    return Number(Fraction(-value if match[1] else value))

@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from envs.verify import prose
-from envs.verify.expression import Number, Quantity, Unreadable, parse
+from envs.verify.expression import parse
+from envs.verify.nodes import Number, Quantity, Unreadable
 from envs.verify.units import PERCENT
 
 Mark = Literal["boxed", "hash", "tag", "phrase", "number"]
@@ -33,7 +34,6 @@ _TAIL = 200
 _SPAN = 400
 _SAID = 500
 _DIFFERENT = 20
-_LONGEST_PLACEHOLDER = 60
 _SENTENCE = 2000
 
 
@@ -163,16 +163,6 @@ def _said(text: str | None) -> object:
 # --- marks -------------------------------------------------------------------------------------------------------
 
 _BOX = re.compile(r"\\f?box(?:ed)?(?![A-Za-z])[ ]*(\{|[0-9A-Za-z]+)?")
-_PLACEHOLDER = re.compile(
-    r"""[\s.]*(?:(?:(?:the|your|final|insert|put|here|numeric(?:al)?|correct)\s+)*
-    (?:answer|number|result|value|expression|solution|option|letter|choice)(?:\s+here)?
-    |\.{2,}|…|\\ldots|\\dots|\\cdots|\\text\{[^{}]*answer[^{}]*\}|_+|\?+|ans)?[\s.]*""",
-    re.IGNORECASE | re.VERBOSE,
-)
-
-
-def _placeholder(inside: str) -> bool:
-    return len(inside) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(inside) is not None
 
 
 def _boxes(text: str) -> list[Found]:
@@ -190,7 +180,7 @@ def _boxes(text: str) -> list[Found]:
             inside, end = text[match.end() : closing], closing + 1
         else:
             inside, end = match[1], match.end()
-        if not _placeholder(inside):
+        if not prose.is_placeholder(inside):
             percent = _PERCENT.match(text, end)
             alone = _stands_alone(text, match.start(), percent.end() if percent else end)
             answer = inside + (r"\%" if percent and "%" not in inside else "")
@@ -252,7 +242,7 @@ def _hashes(text: str, finished: bool) -> list[Found]:
     for match in _HASH.finditer(text):
         inside = match[1].strip().strip("*").strip()
         cut_off = not finished and match.end() >= len(text.rstrip())
-        if inside and not cut_off and not _placeholder(inside) and not _HEADING.match(inside):
+        if inside and not cut_off and not prose.is_placeholder(inside) and not _HEADING.match(inside):
             found.append(Found(inside, "hash", match.start(), match.end()))
     return found
 
@@ -274,7 +264,7 @@ def _tags(text: str) -> list[Found]:
             opened = match
         elif opened is not None:
             inside = text[opened.end() : min(match.start(), opened.end() + _SENTENCE)]
-            if not _placeholder(inside):
+            if not prose.is_placeholder(inside):
                 found.append(Found(_from_prose(inside), "tag", opened.start(), match.end()))
             opened = None
     return found
@@ -311,7 +301,7 @@ def _phrases(text: str, finished: bool) -> list[Found]:
         if not sentence.strip() or _BOX.search(sentence):
             continue  # a box speaks for itself
         answer = None if prose.denied_after(sentence) else _from_prose(sentence)
-        if answer is None or not _placeholder(answer):
+        if answer is None or not prose.is_placeholder(answer):
             found.append(Found(answer, "phrase", match.start(), stop))
     return found
 

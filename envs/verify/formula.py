@@ -17,45 +17,13 @@ from typing import Any
 
 import sympy
 
+from envs.verify.tidy import GREEK
+
 _TOKEN = re.compile(r"[ ]*(?:([0-9]+(?:\.[0-9]+)?|\.[0-9]+)|\\([A-Za-z]+)|([A-Za-z])|(.))", re.DOTALL)
 _MAX_BITS = 20_000
 _MAX_NESTING = 60
 
-_GREEK = frozenset(
-    [
-        "alpha",
-        "beta",
-        "gamma",
-        "delta",
-        "epsilon",
-        "zeta",
-        "eta",
-        "theta",
-        "iota",
-        "kappa",
-        "lambda",
-        "mu",
-        "nu",
-        "xi",
-        "rho",
-        "sigma",
-        "tau",
-        "upsilon",
-        "phi",
-        "chi",
-        "psi",
-        "omega",
-        "Gamma",
-        "Delta",
-        "Theta",
-        "Lambda",
-        "Xi",
-        "Sigma",
-        "Phi",
-        "Psi",
-        "Omega",
-    ]
-)
+_GREEK = frozenset(GREEK.values()) - {"Pi"}
 _FUNCTIONS: dict[str, Callable[[Any], Any]] = {
     "sin": sympy.sin,
     "cos": sympy.cos,

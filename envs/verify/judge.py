@@ -10,7 +10,8 @@ import re
 from functools import lru_cache
 
 from envs.verify.equal import equal
-from envs.verify.expression import Node, Number, Quantity, Relation, Unreadable, Words, parse
+from envs.verify.expression import parse
+from envs.verify.nodes import Node, Number, Quantity, Relation, Unreadable, Words
 from envs.verify.numbers import canonical
 from envs.verify.tidy import tidy
 from envs.verify.verdict import Verdict, check_gold

@@ -15,6 +15,26 @@ _MAYBE = r"maybe|perhaps|possibly|probably|might|could|may"
 _ABOUT = r"""approximately|approx|about|around|roughly|nearly|almost|close[ ]to|less[ ]than|more[ ]than|greater[ ]than|
     at[ ]least|at[ ]most|between"""
 
+_LONGEST_PLACEHOLDER = 60
+_PLACEHOLDER = re.compile(
+    r"""[\s.]*(?:(?:(?:the|your|final|insert|put|here|numeric(?:al)?|correct)\s+)*
+    (?:answer|number|result|value|expression|solution|option|letter|choice)(?:\s+here)?
+    |\.{2,}|…|\\(?:ldots|dots|cdots|square|cdot|_)|\\text\{[^{}]*answer[^{}]*\}|_+|\?+|ans)?[\s.]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_IN_DOUBT = re.compile(
+    r"""(?<![A-Za-z\\])(?:not|isn't|isnt|never|cannot|can't|maybe|perhaps|possibly|probably|approximately|approx|about|
+        around|roughly|nearly|almost|either|unsure|guess|might|could|unknown|undetermined|at[ ]least|at[ ]most|
+        more[ ]than|less[ ]than|wait|hmm)(?![A-Za-z])
+    |\\(?:neg|lnot|not|nexists|[hv]?phantom|[bx]?cancel|sout|st)(?![A-Za-z])|\?""",
+    re.IGNORECASE | re.VERBOSE,
+)
+_MEANT = re.compile(
+    r"""(?:can(?:not|'t)[ ]be|not[ ](?:enough|possible|defined|unique|solvable|real|a[ ])|does[ ]not[ ]exist|no[ ]|none|
+    nothing|undetermined)[A-Za-z ]*""",
+    re.IGNORECASE | re.VERBOSE,
+)
+
 DOUBTFUL = re.compile(
     rf"(?<![A-Za-z])(?:{_NOT}|maybe|perhaps|possibly|might|wrong|incorrect|unlikely)(?![A-Za-z])",
     re.IGNORECASE | re.VERBOSE,
@@ -110,6 +130,17 @@ _TRAILING = re.compile(
     re.VERBOSE,
 )
 _ENDED = re.compile(r"[.!?)\]}*$`\"'][\s*_$)`\"']*$")
+
+
+def is_placeholder(answer: str) -> bool:
+    """Whether an answer only stands for one: empty, ``your answer``, ``...``."""
+    return len(answer) <= _LONGEST_PLACEHOLDER and _PLACEHOLDER.fullmatch(answer) is not None
+
+
+def is_doubtful(answer: str) -> bool:
+    """Whether a bare answer denies or doubts what it says, or hides it: ``not 5``, ``\\phantom{5}``. Not so where
+    the words are the answer: ``cannot be determined``."""
+    return _IN_DOUBT.search(answer) is not None and _MEANT.fullmatch(answer) is None
 
 
 def denied_before(text: str, start: int) -> bool:

@@ -22,8 +22,9 @@ from typing import Any
 import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
-from envs.verify.expression import Formula, Number
 from envs.verify.formula import Unsupported, read
+from envs.verify.nodes import Formula, Number
+from envs.verify.tidy import FUNCTIONS
 
 MIN_DIGITS = 6
 """A decimal with so many significant digits, rounded or cut off correctly, stands for a value that has no finite
@@ -35,41 +36,8 @@ _MAX_DIGITS = 400
 _DIGITS_AT_A_POINT = 120
 _LARGEST = sympy.Float(10) ** 350  # of larger ones, so many digits do not say whether they are equal
 
-_FUNCTIONS = [
-    "arcsin",
-    "arccos",
-    "arctan",
-    "sinh",
-    "cosh",
-    "tanh",
-    "sin",
-    "cos",
-    "tan",
-    "cot",
-    "sec",
-    "csc",
-    "log",
-    "ln",
-    "exp",
-    "max",
-    "min",
-    "gcd",
-    "lcm",
-    "det",
-    "sqrt",
-    "pi",
-    "theta",
-    "alpha",
-    "beta",
-    "gamma",
-    "lambda",
-    "omega",
-    "phi",
-    "infinity",
-    "inf",
-]
 _BARE_FUNCTION = re.compile(
-    rf"(?<![A-Za-z\\])({'|'.join(_FUNCTIONS)})(?![A-Za-z])|(?<![A-Za-z\\])(sqrt|pi)(?=[0-9(A-Za-z])|(?<=[0-9])(pi|sqrt)"
+    rf"(?<![A-Za-z\\])({'|'.join(FUNCTIONS)})(?![A-Za-z])|(?<![A-Za-z\\])(sqrt|pi)(?=[0-9(A-Za-z])|(?<=[0-9])(pi|sqrt)"
 )
 _FUNCTION_NAMES = {"infinity": "infty", "inf": "infty", "asin": "arcsin", "acos": "arccos", "atan": "arctan"}
 _FRAC = re.compile(r"\\(frac|binom)[ ]*([0-9A-Za-z]|(?=\{))[ ]*")
@@ -233,13 +201,7 @@ def _finite_decimal(value: Fraction) -> bool:
 
 def _terminates(value: Any) -> bool:
     """Whether a constant is a rational number with a finite decimal, so that rounding it is a mistake."""
-    if not value.is_rational:
-        value = (
-            sympy.nsimplify(value)
-            if value.is_rational is None and value.is_number and not value.has(sympy.Function)
-            else value
-        )
-    done = value.doit() if value.is_rational else value
+    done = value.doit()
     return isinstance(done, sympy.Rational) and _finite_decimal(Fraction(int(done.p), int(done.q)))
 
 
@@ -335,7 +297,7 @@ def _points(symbols: list[Any]) -> list[dict[Any, Any]]:
 
 
 def _at(expression: Any, point: dict[Any, Any]) -> Any:
-    """The value at a point to 30 digits, or None where there is none."""
+    """The value at a point to 15 digits, or None where there is none."""
     # Not subs: with exact rational numbers (x + 1)^{1000000} would be multiplied out.
     found = expression.evalf(15, subs=point, maxn=_DIGITS_AT_A_POINT)
     if not found.is_number or found.has(sympy.nan, sympy.zoo, sympy.oo) or found.atoms(sympy.Function):

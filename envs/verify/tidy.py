@@ -21,6 +21,22 @@ _SUBSCRIPT_RUN = re.compile("[₀₁₂₃₄₅₆₇₈₉₊₋₍₎ₙₓ�
 
 _INVISIBLE = dict.fromkeys(map(ord, "\u200b\u200c\u200d\u2060\u2061\u2062\u2063\ufeff\u00ad\u200e\u200f"))
 
+GREEK = dict(
+    zip(
+        "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩϵϕ",
+        """alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi rho sigma tau upsilon phi chi psi
+        omega Gamma Delta Theta Lambda Xi Pi Sigma Phi Psi Omega epsilon phi""".split(),  # noqa: SIM905
+        strict=True,
+    )
+)
+"""Greek letters, but for π, and their names in LaTeX."""
+
+FUNCTIONS = tuple(
+    """arcsin arccos arctan sinh cosh tanh sin cos tan cot sec csc log ln exp max min gcd lcm det sqrt pi theta alpha
+    beta gamma lambda omega phi infinity inf""".split()  # noqa: SIM905
+)
+"""What plain text writes without a backslash, longer names before those that they begin with."""
+
 _CHARACTERS = {
     **dict.fromkeys("−–—‒﹣‐‑", "-"),
     **dict.fromkeys("×✕✖", r"\times "),
@@ -67,49 +83,7 @@ _CHARACTERS = {
     "△": r"\triangle ",
     "…": r"\ldots ",
     "¢": r"\text{ cents}",
-    **{
-        letter: rf"\{name} "
-        for letter, name in zip(
-            "αβγδεζηθικλμνξρστυφχψωΓΔΘΛΞΠΣΦΨΩϵϕ",
-            [
-                "alpha",
-                "beta",
-                "gamma",
-                "delta",
-                "epsilon",
-                "zeta",
-                "eta",
-                "theta",
-                "iota",
-                "kappa",
-                "lambda",
-                "mu",
-                "nu",
-                "xi",
-                "rho",
-                "sigma",
-                "tau",
-                "upsilon",
-                "phi",
-                "chi",
-                "psi",
-                "omega",
-                "Gamma",
-                "Delta",
-                "Theta",
-                "Lambda",
-                "Xi",
-                "Pi",
-                "Sigma",
-                "Phi",
-                "Psi",
-                "Omega",
-                "epsilon",
-                "phi",
-            ],
-            strict=True,
-        )
-    },
+    **{letter: rf"\{name} " for letter, name in GREEK.items()},
 }
 _CHARACTER = re.compile("[" + re.escape("".join(_CHARACTERS)) + "]")
 _VULGAR = re.compile("[¼½¾⅐⅑⅒⅓⅔⅕⅖⅗⅘⅙⅚⅛⅜⅝⅞]")

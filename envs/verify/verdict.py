@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from envs.verify.expression import Node, Unreadable, parse
+from envs.verify.expression import parse
+from envs.verify.nodes import Node, Unreadable
 
 if TYPE_CHECKING:  # a worker has no use for torch
     from rlreason.types import Status

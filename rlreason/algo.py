@@ -9,16 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Literal, get_args
 
 import torch
 
 from rlreason.advantages import Estimator
 from rlreason.losses import Aggregation, Term
+from rlreason.masters import Schedule, check_settings
 from rlreason.shaping import Shaping
 from rlreason.types import Batch
-
-Schedule = Literal["constant", "linear", "cosine"]
 
 
 @dataclass(frozen=True)
@@ -96,19 +94,14 @@ class Algo:
                 f"algo.num_mini_batches={self.num_mini_batches} exceeds algo.num_prompts={self.num_prompts}: "
                 "a mini-batch holds whole groups"
             )
-        for key in ("beta", "kl_coef", "overlong_coef", "critic_warmup_steps", "warmup_steps"):
+        check_settings(self, "algo")
+        for key in ("beta", "kl_coef", "overlong_coef", "critic_warmup_steps"):
             if getattr(self, key) < 0:
                 raise ValueError(f"algo.{key} is {getattr(self, key)}; it must be 0 (none) or more")
-        for key in ("learning_rate", "critic_learning_rate", "kl_target", "ref_model_sync_steps"):
+        for key in ("critic_learning_rate", "kl_target", "ref_model_sync_steps"):
             value = getattr(self, key)
             if value is not None and not value > 0:
                 raise ValueError(f"algo.{key} is {value}; it must be above 0")
-        if not self.max_grad_norm > 0:
-            raise ValueError(f"algo.max_grad_norm is {self.max_grad_norm}; it must be above 0 (inf turns it off)")
-        if self.lr_scheduler_type not in get_args(Schedule):
-            raise ValueError(
-                f"algo.lr_scheduler_type is {self.lr_scheduler_type!r}; choose one of {get_args(Schedule)}"
-            )
         if not self.active_terms:
             raise ValueError("every term of algo.terms has coefficient 0: there is nothing to learn from")
         estimator = type(self.estimator).__name__

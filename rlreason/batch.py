@@ -1,5 +1,5 @@
-"""Rollouts into tensors: the only place that pads. Which of its tokens count. And the cuts of a batch: mini-batches
-and micro-batches."""
+"""Rollouts and demonstrations into tensors: the only place that pads. Which of its tokens count. And the cuts of a
+batch: mini-batches and micro-batches."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from rlreason.types import Batch, Rollout
+from rlreason.types import Batch, Rollout, Segment
 
 
 def collate(rollouts: Sequence[Rollout], *, mask_truncated: bool = False, device: torch.device | str = "cpu") -> Batch:
@@ -17,35 +17,64 @@ def collate(rollouts: Sequence[Rollout], *, mask_truncated: bool = False, device
     out of the loss (DAPO's overlong filtering) while they stay in their group's baseline.
     """
     rows = [(i, r, segment) for i, r in enumerate(rollouts) for segment in r.segments]
-    width = max((len(s.prompt_ids) + len(s.completion_ids) for _, _, s in rows), default=0)
-    tokens = torch.zeros((len(rows), width), dtype=torch.long)
-    attention = torch.zeros((len(rows), width), dtype=torch.bool)
-    mask = torch.zeros((len(rows), width), dtype=torch.bool)
-    sampler_logp = torch.zeros((len(rows), width))
-    for row, (_, _, segment) in enumerate(rows):
-        start, end = len(segment.prompt_ids), len(segment.prompt_ids) + len(segment.completion_ids)
-        tokens[row, :end] = torch.tensor(segment.prompt_ids + segment.completion_ids)
-        attention[row, :end] = True
-        mask[row, start:end] = torch.tensor(segment.mask, dtype=torch.bool)
-        sampler_logp[row, start:end] = torch.tensor(segment.sampler_logp)
+    padded = _padded([segment for _, _, segment in rows])
     owners = [r for _, r, _ in rows]
     graded = torch.tensor([r.grade.status != "error" for r in owners], dtype=torch.bool)
     truncated = torch.tensor([r.finish == "length" for r in owners], dtype=torch.bool)
     correct = [float("nan") if r.grade.correct is None else float(r.grade.correct) for r in owners]
     batch = Batch(
-        tokens=tokens,
-        attention=attention,
-        mask=mask,
-        prompt_length=torch.tensor([len(s.prompt_ids) for _, _, s in rows], dtype=torch.long),
+        **padded,
         rollout=torch.tensor([i for i, _, _ in rows], dtype=torch.long),
         group=torch.tensor([r.group for r in owners], dtype=torch.long),
-        sampler_logp=sampler_logp.masked_fill(~mask, 0.0),
         reward=torch.tensor([r.grade.reward for r in owners], dtype=torch.float32),
         correct=torch.tensor(correct, dtype=torch.float32),
         truncated=truncated,
         graded=graded,
         live=graded & ~truncated if mask_truncated else graded,
     )
+    return _on(device, batch)
+
+
+def stack(segments: Sequence[Segment], groups: Sequence[int], *, device: torch.device | str = "cpu") -> Batch:
+    """One row per segment, padded as ``collate`` does, for training without rewards: all rows count, and those of equal
+    ``groups`` belong together."""
+    count = len(segments)
+    batch = Batch(
+        **_padded(segments),
+        rollout=torch.arange(count),
+        group=torch.tensor(list(groups), dtype=torch.long),
+        reward=torch.zeros(count),
+        correct=torch.full((count,), float("nan")),
+        truncated=torch.zeros(count, dtype=torch.bool),
+        graded=torch.ones(count, dtype=torch.bool),
+        live=torch.ones(count, dtype=torch.bool),
+    )
+    return _on(device, batch)
+
+
+def _padded(segments: Sequence[Segment]) -> dict[str, torch.Tensor]:
+    """The fields of a batch that speak of tokens."""
+    width = max((len(s.prompt_ids) + len(s.completion_ids) for s in segments), default=0)
+    tokens = torch.zeros((len(segments), width), dtype=torch.long)
+    attention = torch.zeros((len(segments), width), dtype=torch.bool)
+    mask = torch.zeros((len(segments), width), dtype=torch.bool)
+    sampler_logp = torch.zeros((len(segments), width))
+    for row, segment in enumerate(segments):
+        start, end = len(segment.prompt_ids), len(segment.prompt_ids) + len(segment.completion_ids)
+        tokens[row, :end] = torch.tensor(segment.prompt_ids + segment.completion_ids)
+        attention[row, :end] = True
+        mask[row, start:end] = torch.tensor(segment.mask, dtype=torch.bool)
+        sampler_logp[row, start:end] = torch.tensor(segment.sampler_logp)
+    return {
+        "tokens": tokens,
+        "attention": attention,
+        "mask": mask,
+        "prompt_length": torch.tensor([len(s.prompt_ids) for s in segments], dtype=torch.long),
+        "sampler_logp": sampler_logp.masked_fill(~mask, 0.0),
+    }
+
+
+def _on(device: torch.device | str, batch: Batch) -> Batch:
     return Batch(**{k: v.to(device) for k, v in vars(batch).items() if v is not None})
 
 

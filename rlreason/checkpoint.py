@@ -12,15 +12,31 @@ import random
 import re
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from accelerate import Accelerator
 
-from rlreason.learner import Learner
-
 _NAME = re.compile(r"step-(\d+)")
+
+
+class Weights(Protocol):
+    """A model that writes a folder of its float32 master weights and reads them again, by name of the parameter."""
+
+    def save(self, folder: str, masters: list[torch.Tensor]) -> None: ...
+    def saved_weights(self, folder: str) -> dict[str, torch.Tensor]: ...
+
+
+class Learner(Protocol):
+    """What is saved: a model, its master weights, and the state of what trains them."""
+
+    @property
+    def policy(self) -> Weights: ...
+    @property
+    def masters(self) -> list[torch.Tensor]: ...
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any], model_weights: dict[str, torch.Tensor]) -> None: ...
 
 
 def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, keep: int) -> Path:

@@ -27,7 +27,18 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # Keys that may differ between a run and its resumption: they don't change what a step computes.
 RESUMABLE = frozenset(
-    {"resume", "max_steps", "save_every", "keep_checkpoints", "eval_every", "logger", "console", "profile"}
+    {
+        "resume",
+        "max_steps",
+        "num_epochs",
+        "save_every",
+        "keep_checkpoints",
+        "eval_every",
+        "logger",
+        "console",
+        "profile",
+        "selection",
+    }
 )
 
 
@@ -60,6 +71,45 @@ class TrainSchema:
 
 
 @dataclass
+class SupervisedSchema:
+    """Root keys of ``conf/sft.yaml``, and those that the other jobs on examples share with it."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    num_epochs: float = MISSING
+    max_steps: int | None = MISSING
+    batch_size: int = MISSING
+    max_length: int = MISSING
+    micro_batch_tokens: int = MISSING
+    save_every: int = MISSING
+    keep_checkpoints: int = MISSING
+    eval_every: int = MISSING
+    eval_limit: int = MISSING
+    resume: str | None = MISSING
+    data: Any = MISSING
+    model: Any = MISSING
+    optim: Any = MISSING
+    logger: Any = MISSING
+    console: Any = MISSING
+
+
+@dataclass
+class DPOSchema(SupervisedSchema):
+    """Root keys of ``conf/dpo.yaml``."""
+
+    beta: float = MISSING
+    label_smoothing: float = MISSING
+
+
+@dataclass
+class RewardModelSchema(SupervisedSchema):
+    """Root keys of ``conf/reward_model.yaml``."""
+
+    use_margin: bool = MISSING
+    center_rewards_coefficient: float = MISSING
+
+
+@dataclass
 class EvaluateSchema:
     """Root keys of ``conf/evaluate.yaml``."""
 
@@ -77,11 +127,50 @@ class EvaluateSchema:
     sampling: Any = MISSING
 
 
+@dataclass
+class SampleSchema:
+    """Root keys of ``conf/sample.yaml``."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    split: str = MISSING
+    limit: int | None = MISSING
+    chunk: int = MISSING
+    num_samples: int = MISSING
+    k: Any = MISSING
+    target_env: Any = MISSING
+    resume: str | None = MISSING
+    env: Any = MISSING
+    model: Any = MISSING
+    engine: Any = MISSING
+    selection: Any = MISSING
+    sampling: Any = MISSING
+    console: Any = MISSING
+
+
+@dataclass
+class PipelineSchema:
+    """Root keys of ``conf/pipeline.yaml``."""
+
+    name: str = MISSING
+    resume: str | None = MISSING
+    model: str = MISSING
+    vars: Any = MISSING
+    stages: Any = MISSING
+    validation: Any = MISSING
+    final: Any = MISSING
+
+
 def register() -> None:
     """Schemas and resolvers; call before ``hydra.main``."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
+    store.store(name="sample_schema", node=SampleSchema)
+    store.store(name="pipeline_schema", node=PipelineSchema)
+    store.store(name="sft_schema", node=SupervisedSchema)
+    store.store(name="dpo_schema", node=DPOSchema)
+    store.store(name="reward_model_schema", node=RewardModelSchema)
     OmegaConf.register_new_resolver("run_dir", _run_dir, replace=True, use_cache=True)
     OmegaConf.register_new_resolver("sweep_dir", _sweep_dir, replace=True)
     OmegaConf.register_new_resolver("short_hash", lambda text: _short_hash(str(text)), replace=True)

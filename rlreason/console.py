@@ -219,10 +219,12 @@ class _Printer:
         parts = [name for name in metrics if re.fullmatch(r"rewards/.+/mean", name)]
         shown += [(name.split("/", 1)[1].removesuffix("/mean"), metrics[name], 4) for name in parts]
         for key, head, rank in (
+            ("loss", "loss", 1),
             ("completions/mean_length", "length", 2),
             ("completions/clipped_ratio", "clipped", 5),
             ("entropy", "entropy", 6),
             ("kl", "kl", 7),
+            ("epoch", "epoch", 5),
             ("step_time", "s/step", 3),
         ):
             if key in metrics:

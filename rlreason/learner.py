@@ -1,8 +1,7 @@
 """One update: mini-batches, micro-batches, loss, optimiser step; over one process or several.
 
-Gradients are accumulated on float32 master weights: a bfloat16 parameter's gradient is added to its master's after
-each micro-batch, and the new master is copied back after the step. Every token's weight is normalised over the whole
-mini-batch, so micro-batches and processes simply add up: processes sum their gradients once a step, in float32.
+Gradients are accumulated on float32 master weights (``masters.py``). Every token's weight is normalised over the whole
+mini-batch, so micro-batches and processes simply add up.
 
 accelerate supplies processes, devices and reductions. Left out: its DistributedDataParallel and FSDP wrappers. One
 all-reduce of the summed gradient gives the same numbers, needs no equal counts of micro-batches and so can't deadlock;
@@ -11,8 +10,6 @@ models too large for one device's memory need FSDP, which is not here yet.
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +20,7 @@ from accelerate.utils import gather_object
 from rlreason.algo import Algo
 from rlreason.batch import live_tokens, micro_batches, mini_batches
 from rlreason.losses import objective
+from rlreason.masters import Masters, Part
 from rlreason.policy import Policy, take_rows
 from rlreason.shaping import shaped
 from rlreason.types import Batch, Outputs
@@ -52,24 +50,17 @@ class Learner:
         self.accelerator = accelerator
         self.micro_batch_tokens = micro_batch_tokens
         self.temperature = temperature
-        self.max_steps = max_steps
         self.steps = 0  # training steps taken, for the schedule
-        self.masters = policy.take_masters()
-        for parameter, master in zip(policy.parameters(), self.masters, strict=True):
-            if master is not parameter:
-                parameter.register_post_accumulate_grad_hook(_AddTo(master))
-        actors = len(policy.actor_parameters())
-        self.actor_masters, self.critic_masters = self.masters[:actors], self.masters[actors:]
         self.kl_scale = 1.0  # on the coefficients of the KL, if it has a target
-        rates = (algo.learning_rate, algo.critic_learning_rate or algo.learning_rate)
-        groups: list[dict[str, Any]] = []
-        for masters, rate in zip((self.actor_masters, self.critic_masters), rates, strict=True):
-            decayed = [m for m in masters if m.ndim >= 2]
-            plain = [m for m in masters if m.ndim < 2]  # norms and biases
-            groups += [{"params": decayed, "weight_decay": algo.weight_decay, "lr": rate}] if decayed else []
-            groups += [{"params": plain, "weight_decay": 0.0, "lr": rate}] if plain else []
-        self.optimizer = torch.optim.AdamW(groups, betas=(algo.adam_beta1, algo.adam_beta2), fused=True)
-        self._rates: list[float] = [group["lr"] for group in groups]
+        self.masters = policy.take_masters()
+        actor, critic = policy.actor_parameters(), list(policy.critic_parameters().values())
+        self.actor_masters, self.critic_masters = self.masters[: len(actor)], self.masters[len(actor) :]
+        self._actor = Part(actor, self.actor_masters, algo.learning_rate)
+        self._critic = Part(critic, self.critic_masters, algo.critic_learning_rate or algo.learning_rate)
+        self._trained = Masters([self._actor, self._critic], algo, accelerator, max_steps=max_steps)
+        self.optimizer = self._trained.optimizer
+        self.publish = self._trained.publish
+        self.sum = self._trained.sum
 
     def annotate(self, batch: Batch) -> Batch:
         """What the algorithm needs to know of the batch before its estimator, shaped rewards among it."""
@@ -80,9 +71,7 @@ class Learner:
     def update(self, batch: Batch) -> dict[str, float]:
         """All optimiser steps on a batch with advantages; returns metrics, the same on every process."""
         self.steps += 1
-        factor = _schedule(self.algo, self.steps, self.max_steps)
-        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
-            group["lr"] = rate * factor
+        learning_rate = self._trained.begin_step(self.steps)
         meter = _Meter(self.accelerator)
         norms: list[list[float]] = []
         rows_seen = rows_run = 0
@@ -98,7 +87,7 @@ class Learner:
         planned = self.algo.num_iterations * self.algo.num_mini_batches
         seen, done = self.sum(torch.tensor([rows_seen, rows_run])).tolist()
         metrics = meter.result() | {
-            "learning_rate": self.algo.learning_rate * factor,
+            "learning_rate": learning_rate,
             "optimizer_steps": len(norms),
             "skipped_optimizer_steps": planned - len(norms),
             "frac_rows_skipped": 1 - done / seen if seen else 0.0,
@@ -150,29 +139,7 @@ class Learner:
             if outputs.entropy is not None:  # logged, with or without a bonus for it
                 metrics["entropy"] = outputs.entropy.detach()
             meter.add(live_tokens(part), metrics)
-        trained = [self.critic_masters] if warming_up else [self.actor_masters, self.critic_masters]
-        if self.accelerator.num_processes > 1:
-            for master in itertools.chain(*trained):
-                if master.grad is None:
-                    master.grad = torch.zeros_like(master)
-                master.grad = self.sum(master.grad)
-        clip = self.algo.max_grad_norm
-        norms = [float(torch.nn.utils.clip_grad_norm_(m, clip)) for m in (self.actor_masters, self.critic_masters) if m]
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.publish()
-        return norms
-
-    @torch.no_grad()
-    def publish(self) -> None:
-        """Copy the master weights into the parameters that compute."""
-        for parameter, master in zip(self.policy.parameters(), self.masters, strict=True):
-            if master is not parameter:
-                parameter.copy_(master)
-
-    def sum(self, tensor: torch.Tensor) -> torch.Tensor:
-        """A tensor added up over the processes."""
-        return self.accelerator.reduce(tensor.to(self.accelerator.device), "sum")
+        return self._trained.step([self._critic] if warming_up else [self._actor, self._critic])
 
     def state_dict(self) -> dict[str, Any]:
         """Everything but the model's trained weights, which are the checkpoint's own files."""
@@ -202,22 +169,6 @@ class Learner:
         self.kl_scale = state["kl_scale"]
 
 
-class _AddTo:
-    """Moves a parameter's fresh gradient to its float32 master."""
-
-    def __init__(self, master: torch.Tensor) -> None:
-        self.master = master
-
-    def __call__(self, parameter: torch.Tensor) -> None:
-        if parameter.grad is None:
-            return
-        if self.master.grad is None:
-            self.master.grad = parameter.grad.float()
-        else:
-            self.master.grad += parameter.grad
-        parameter.grad = None
-
-
 def _scaled(part: Any, scale: float) -> Any:
     """A term or shaping with its coefficient scaled, if it is a KL."""
     return replace(part, coefficient=part.coefficient * scale) if "ref_logp" in part.needs else part
@@ -227,20 +178,6 @@ def adapted(scale: float, kl: float, target: float) -> float:
     """The scale of the KL's coefficient after a step whose KL was ``kl``: up or down by at most 2 %, in proportion to
     the relative error clipped at 20 % (Ziegler et al. 2019, section 2.2, with their K of 0.1)."""
     return scale * (1 + 0.1 * min(max(kl / target - 1, -0.2), 0.2))
-
-
-def _schedule(algo: Algo, step: int, max_steps: int) -> float:
-    """Factor on the learning rate at training step ``step``, from 1."""
-    if step <= algo.warmup_steps:
-        return step / algo.warmup_steps
-    progress = (step - 1 - algo.warmup_steps) / max(1, max_steps - algo.warmup_steps)
-    match algo.lr_scheduler_type:
-        case "linear":
-            return max(0.0, 1 - progress)
-        case "cosine":
-            return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        case _:
-            return 1.0
 
 
 class _Meter:

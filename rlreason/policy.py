@@ -17,6 +17,7 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlreason import attention
+from rlreason.chat import encode, prompted
 from rlreason.kernels.modules import CAUSAL_LMS
 from rlreason.logprob import head_log_softmax_at, log_softmax_at
 from rlreason.lora import Adapter, LoRA
@@ -32,8 +33,8 @@ ADAPTER_FOLDER = "adapter"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered conversation: its token ids, and the text (such as ``<think>``) of a thought that the template has
-    opened for the policy, which the graded text must begin with."""
+    """A rendered conversation: its token ids, and the text (such as ``<think>``) that the template or the environment
+    has opened the policy's turn with, which the graded text must begin with."""
 
     ids: list[int]
     opened: str
@@ -150,11 +151,9 @@ class Policy:
         return self.adapter.merged() if self.adapter is not None else nullcontext()
 
     def render(self, messages: list[Message]) -> Prompt:
-        """Token ids of a conversation up to where the policy speaks. The template writes every special token; the
-        tokenizer adds none, so a BOS can't be doubled."""
-        text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        return Prompt(ids, "<think>" if text.rstrip().endswith("<think>") else "")
+        """Token ids of a conversation up to where the policy speaks, or goes on with a last message of its own."""
+        text, opened = prompted(self.tokenizer, messages)
+        return Prompt(encode(self.tokenizer, text), opened)
 
     def decode(self, ids: list[int]) -> str:
         """Text of a completion: the end token that closed it is dropped, other special tokens are shown."""

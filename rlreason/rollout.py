@@ -161,6 +161,8 @@ def roll_out(
                 c.segments.append(_segment(prompt.ids, completion))
                 c.text = prompt.opened + policy.decode(completion.ids)
                 c.finish = completion.finish
+                if c.messages[-1]["role"] == "assistant":  # a turn that was begun for the policy
+                    c.messages.pop()
                 c.messages.append({"role": "assistant", "content": c.text})
             open_ = [c for c in open_ if c.finish == "stop"]  # a turn that was cut off ends the episode
             replies = env.replies([c.state for c in open_], [c.messages for c in open_])

@@ -197,13 +197,13 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     refuse_biased_sampling(sampling)
     algo: Algo = build(cfg, "algo")
     console, logger = build(cfg, "console"), build(cfg, "logger")
-    resumed = _check_resume(cfg, config)
+    resumed = resumed_from(cfg, config, cfg.max_steps)
     env: Env = build(cfg, "env")
     if cfg.get("reward") is not None:
         with naming("reward"):
             env = build(cfg, "reward")(env)
     seed = int(cfg.seed)
-    _seed_generators(seed)
+    seed_generators(seed)
     policy = _policy(cfg, algo, accelerator)
     with naming("engine"):
         engine: Engine = build(cfg, "engine")(policy)
@@ -304,8 +304,9 @@ def _policy(cfg: DictConfig, algo: Algo, accelerator: Accelerator) -> Policy:
     return policy
 
 
-def _check_resume(cfg: DictConfig, config: dict[str, Any]) -> Path | None:
-    """The checkpoint to go on from, or None for a fresh start."""
+def resumed_from(cfg: DictConfig, config: dict[str, Any], max_steps: int) -> Path | None:
+    """The checkpoint to go on from, or None for a fresh start. Raises ConfigError if ``cfg.resume`` can't be gone on
+    with, under this ``config`` or to ``max_steps``."""
     if cfg.resume is None:
         return None
     folder = Path(cfg.resume)
@@ -319,8 +320,8 @@ def _check_resume(cfg: DictConfig, config: dict[str, Any]) -> Path | None:
         print(f"{folder} holds no checkpoint yet: starting it again from step 0.")
         return None
     newest = checkpoints[-1]
-    if checkpoint.step_of(newest) > cfg.max_steps:
-        raise ConfigError(f"resume={folder} is at step {checkpoint.step_of(newest)}, beyond max_steps={cfg.max_steps}")
+    if checkpoint.step_of(newest) > max_steps:
+        raise ConfigError(f"resume={folder} is at step {checkpoint.step_of(newest)}, beyond max_steps={max_steps}")
     return newest
 
 
@@ -332,8 +333,8 @@ def _profiler(cfg: DictConfig, out: Path, steps_left: int) -> StepProfiler | Non
     return profiler
 
 
-def _seed_generators(seed: int) -> None:
-    """Nothing in the loop draws from the global generators but dropout; models that have it train alike."""
+def seed_generators(seed: int) -> None:
+    """Seed the global generators. Nothing in the loop draws from them but dropout; models that have it train alike."""
     random.seed(seed)
     np.random.seed(derived_seed(seed, "numpy") % 2**32)
     torch.manual_seed(seed)

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypedDict, runtime_checkable
+from typing import Any, Literal, Protocol, TypedDict, TypeVar, runtime_checkable
 
 import torch
 
 Finish = Literal["stop", "length"]
 Status = Literal["ok", "unparseable", "timeout", "error"]
+T_co = TypeVar("T_co", covariant=True)
 
 
 class Message(TypedDict):
@@ -141,6 +142,28 @@ class Rollout:
 
 
 @dataclass(frozen=True)
+class Demonstration:
+    """A conversation to imitate: the assistant's turns are what is learned. ``source`` says where it came from
+    (``file:line``, or a run and its problem)."""
+
+    messages: list[Message]
+    source: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two continuations of one conversation, of which ``chosen`` was preferred, by ``margin`` where that is known (else
+    0). ``prompt`` ends before the turns that are compared; ``category`` is what accuracy is reported by."""
+
+    prompt: list[Message]
+    chosen: list[Message]
+    rejected: list[Message]
+    margin: float = 0.0
+    category: str = "all"
+    source: str = ""
+
+
+@dataclass(frozen=True)
 class Batch:
     """The rows of one training step, padded on the right.
 
@@ -217,6 +240,30 @@ class Env(Protocol):
 
     def manifest(self) -> Mapping[str, Any]:
         """Where the data came from (source, sizes, hashes), for the run's manifest."""
+        ...
+
+
+class DataSet(Protocol[T_co]):
+    """What supervised training reads: demonstrations or comparisons. ``name`` goes into metric names."""
+
+    @property
+    def name(self) -> str: ...
+
+    def split(self, name: str) -> Sequence[T_co]:
+        """The examples of ``train`` or ``validation``; ValueError for another name."""
+        ...
+
+    def manifest(self) -> Mapping[str, Any]:
+        """Where the data came from (source, sizes, hashes), for the run's manifest."""
+        ...
+
+
+class Scorer(Protocol):
+    """Judges conversations, whose last message is the assistant's, by numbers; higher is better."""
+
+    def __call__(self, conversations: Sequence[list[Message]]) -> list[tuple[float, ...]]:
+        """For each conversation one number per member of the ensemble, each member's normalised to mean 0 and standard
+        deviation 1 on the held-out pairs of its training."""
         ...
 
 

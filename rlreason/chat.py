@@ -1,0 +1,91 @@
+"""Conversations into token ids with a mask: which tokens the assistant wrote.
+
+Each assistant turn is what a policy would have produced: the prompt as ``Policy.render`` renders it, then the turn's
+own text, tokenised by itself, and the end token. So nothing depends on a template's marks for generated text, which
+few templates have. Where the template appends and the ids allow it, all turns of a conversation share one row; where
+it rewrites history (strips earlier thoughts, say), or the joint text would be tokenised otherwise, a new row starts.
+
+Left out: packing several conversations into one row; a batch runs without its padding anyway (``packing.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from rlreason.types import Message, Segment
+
+
+def render(tokenizer: Any, messages: Sequence[Message], *, generate: bool) -> str:
+    """The text of a conversation, up to where the assistant speaks if ``generate``, else up to its end."""
+    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+    return text
+
+
+def encode(tokenizer: Any, text: str) -> list[int]:
+    """Ids of a text. The template writes every special token; the tokenizer adds none, so a BOS can't be doubled."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False).input_ids
+    return ids
+
+
+def opened_thought(text: str) -> str:
+    """``<think>`` if a rendered prompt ends in it, which the policy's turn then goes on from; else nothing."""
+    return "<think>" if text.rstrip().endswith("<think>") else ""
+
+
+def prompted(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+    """The text of a conversation up to where the policy goes on, and what of its turn is already there: the content of
+    a last message that is the assistant's own, or else what the template opens for it."""
+    if messages[-1]["role"] != "assistant":
+        text = render(tokenizer, messages, generate=True)
+        return text, opened_thought(text)
+    begun = messages[-1]["content"]
+    text = render(tokenizer, messages[:-1], generate=True)
+    return text + begun.removeprefix(opened_thought(text)), begun
+
+
+def demonstrated(
+    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], *, start: int = 0
+) -> list[Segment]:
+    """Rows of a conversation whose mask is True on the assistant's tokens from message ``start`` on, end tokens
+    included; ``sampler_logp`` is 0.
+
+    The end token is the one that the template writes after a turn, or else the tokenizer's. Raises ValueError if
+    there is no assistant's turn, or one of them is the first message.
+    """
+    segments: list[Segment] = []
+    for place, message in enumerate(messages):
+        if message["role"] != "assistant" or place < start:
+            continue
+        if place == 0:
+            raise ValueError("the conversation begins with the assistant's turn: there is nothing to answer")
+        prompt = render(tokenizer, messages[:place], generate=True)
+        space, end = _template_around(tokenizer, end_ids, messages[: place + 1], prompt)
+        own = [*encode(tokenizer, space + message["content"].removeprefix(opened_thought(prompt))), end]
+        before = encode(tokenizer, prompt)
+        so_far = segments[-1].prompt_ids + segments[-1].completion_ids if segments else []
+        if so_far and before[: len(so_far)] == so_far:
+            last, between = segments[-1], before[len(so_far) :]
+            ids = last.completion_ids + between + own
+            mask = last.mask + [False] * len(between) + [True] * len(own)
+            segments[-1] = Segment(last.prompt_ids, ids, [0.0] * len(ids), mask)
+        else:
+            segments.append(Segment(before, own, [0.0] * len(own), [True] * len(own)))
+    if not segments:
+        raise ValueError("the conversation has no assistant's turn: there is nothing to learn")
+    return segments
+
+
+def _template_around(
+    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], prompt: str
+) -> tuple[str, int]:
+    """What the template writes around the last message: white space before it, and the token that ends it."""
+    whole = render(tokenizer, messages, generate=False)
+    content = messages[-1]["content"]
+    if not whole.startswith(prompt):
+        return "", tokenizer.eos_token_id
+    turn = whole[len(prompt) :]
+    lead = turn[: len(turn) - len(turn.lstrip())]
+    space = lead if turn.lstrip().startswith(content.lstrip()) and not content.startswith(lead) else ""
+    ends = [token for token in encode(tokenizer, turn.removeprefix(lead).removeprefix(content)) if token in end_ids]
+    return space, ends[0] if ends else tokenizer.eos_token_id

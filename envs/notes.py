@@ -56,7 +56,8 @@ WEIGHTS: Mapping[str, float] = {"on_topic": 0.35, "informative": 0.3, "varied": 
 MIN_WORDS = 5
 """Fewer words are no note and earn nothing in any part."""
 
-_WORD = re.compile(r"[a-z]+(?:['’][a-z]+)*")
+_WORD = re.compile(r"[a-z]+")
+_CONTRACTED = re.compile(r"n['’]t\b|(?<=[a-z])['’][a-z]+")  # what is left of don't is do, of rain's rain
 # Words of four letters and more that carry little; shorter ones never count as content.
 _LITTLE = """
     about after again also always another because been before being both cannot could does doing down during each
@@ -75,7 +76,7 @@ _PET_OPENING = re.compile(
 )
 _LIST_ITEM = re.compile(r"^\s*(?:[-*•+]|\d+[.)])\s", re.MULTILINE)
 _SYMBOL = re.compile(r"[*#_|<>{}\[\]~^=\\/@$%&+]")
-_SHOUTED = re.compile(r"\b[A-Z]{4,}\b|!!|!.*!.*!", re.DOTALL)
+_SHOUTED = re.compile(r"\b[A-Z]{4,}\b|!!")
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ class NoteRule:
     """What a note is worth: the sum of its parts, each in [0, 1] and times its weight (a part without one counts 0).
 
     - ``on_topic``: 0.5 for each time that the topic is named, at most 1;
-    - ``informative``: n different content words (four letters and more, less a list of function words) are worth
-      n / ``enough`` up to ``enough``; from there it falls in a straight line to 0 at ``too_many``;
+    - ``informative``: n different content words (four letters and more, less a list of function words; of contractions
+      what stands before them) are worth n / ``enough`` up to ``enough``; from there it falls in a straight line to 0 at
+      ``too_many``;
     - ``varied``: the share of the three-word sequences that are different from each other;
     - ``finished``: 1 if the last character ends a sentence, quotation marks and parentheses after it aside, and the
       length limit did not cut the note off;
@@ -108,16 +110,16 @@ class NoteRule:
             )
 
     def parts(self, topic: str, text: str, finish: Finish) -> dict[str, float]:
-        words = _WORD.findall(text.lower().replace("’", "'"))
+        words = _WORD.findall(_CONTRACTED.sub("", text.lower()))
         if len(words) < MIN_WORDS:
             return dict.fromkeys(PARTS, 0.0)
-        named = sum(word in (topic, f"{topic}s", f"{topic}'s") for word in words)
+        named = sum(word in (topic, f"{topic}s") for word in words)
         content = len({word for word in words if len(word) >= 4 and word not in _FUNCTION_WORDS})
         too_much = (self.too_many - content) / (self.too_many - self.enough)
         trigrams = [*zip(words, words[1:], words[2:], strict=False)]
         faults = (
             bool(_LIST_ITEM.search(text)) or len(_SYMBOL.findall(text)) > 2,
-            bool(_SHOUTED.search(text)),
+            bool(_SHOUTED.search(text)) or text.count("!") > 2,
             bool(_PET_OPENING.match(text)),
         )
         return {

@@ -95,9 +95,8 @@ def hub_tables(
     except Exception as error:
         raise _unreachable(dataset, env, what_to_do) from (problem or error)
     if not all(split in tables and {*columns} <= {*tables[split].column_names} for split in splits):
-        raise ValueError(
-            f"{env}: {dataset!r} (config {config!r}) lacks {' and '.join(splits)} with {' and '.join(columns)}"
-        )
+        needed = f" with {' and '.join(columns)}" if columns else ""
+        raise ValueError(f"{env}: {dataset!r} (config {config!r}) lacks {' and '.join(splits)}{needed}")
     # The cache keeps each commit in a folder of its own; asked for another commit, offline it hands out the latest.
     loaded = Path(tables[next(iter(splits))].cache_files[0]["filename"]).parent.name
     if revision is not None and loaded != commit:

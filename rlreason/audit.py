@@ -36,7 +36,7 @@ from rlreason.console import Quiet
 from rlreason.manifest import manifest
 from rlreason.perturbations import Case, Perturbation, appended, general, prepended
 from rlreason.record import Record, write_atomic
-from rlreason.remembered import Remembered
+from rlreason.remembered import Ledger, Remembered
 from rlreason.resume import check_begun
 from rlreason.signals import StopSignal
 from rlreason.tracking import NoTracker
@@ -206,7 +206,7 @@ def run(cfg: DictConfig, out: Path) -> float | None:
 
             report = audit(
                 responses,
-                _judge(Remembered(scorer, out / "scores.jsonl"), combine),
+                _judge(Remembered(scorer, Ledger(out / "scores.jsonl", "conversation", "scores")), combine),
                 triggers=config["triggers"],
                 phrases=config["phrases"],
                 mined_count=cfg.mined_phrases,

@@ -41,7 +41,7 @@ def prompted(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
         return text, opened_thought(text)
     begun = messages[-1]["content"]
     text = render(tokenizer, messages[:-1], generate=True)
-    return text + begun.removeprefix(opened_thought(text)), begun
+    return text + _after_opened(text, begun), begun
 
 
 def demonstrated(
@@ -60,8 +60,9 @@ def demonstrated(
         if place == 0:
             raise ValueError("the conversation begins with the assistant's turn: there is nothing to answer")
         prompt = render(tokenizer, messages[:place], generate=True)
-        space, end = _template_around(tokenizer, end_ids, messages[: place + 1], prompt)
-        own = [*encode(tokenizer, space + message["content"].removeprefix(opened_thought(prompt))), end]
+        written = _after_opened(prompt, message["content"])
+        space, end = _template_around(tokenizer, end_ids, messages[: place + 1], prompt, written)
+        own = [*encode(tokenizer, space + written), end]
         before = encode(tokenizer, prompt)
         so_far = segments[-1].prompt_ids + segments[-1].completion_ids if segments else []
         if so_far and before[: len(so_far)] == so_far:
@@ -76,16 +77,28 @@ def demonstrated(
     return segments
 
 
+def _after_opened(prompt: str, content: str) -> str:
+    """What is left of a turn to be written after a rendered prompt that may have opened its thought. The white space
+    that the prompt ends in there (``<think>\\n``) is not written a second time."""
+    opened = opened_thought(prompt)
+    if not opened or not content.startswith(opened):
+        return content
+    return content.removeprefix(opened).removeprefix(prompt.rpartition(opened)[2])
+
+
 def _template_around(
-    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], prompt: str
+    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], prompt: str, written: str
 ) -> tuple[str, int]:
-    """What the template writes around the last message: white space before it, and the token that ends it."""
+    """What the template writes around the text ``written`` of the last message: white space before it, unless the
+    text brings its own, and the token that ends it."""
     whole = render(tokenizer, messages, generate=False)
-    content = messages[-1]["content"]
     if not whole.startswith(prompt):
         return "", tokenizer.eos_token_id
     turn = whole[len(prompt) :]
-    lead = turn[: len(turn) - len(turn.lstrip())]
-    space = lead if turn.lstrip().startswith(content.lstrip()) and not content.startswith(lead) else ""
-    ends = [token for token in encode(tokenizer, turn.removeprefix(lead).removeprefix(content)) if token in end_ids]
-    return space, ends[0] if ends else tokenizer.eos_token_id
+    at = turn.find(written)
+    if at < 0 or turn[:at].strip():  # it writes the text in another way, or something else before it
+        space, after = "", turn
+    else:
+        space, after = turn[:at], turn[at + len(written) :]
+    ends = [token for token in encode(tokenizer, after) if token in end_ids]
+    return "" if written[:1].isspace() else space, ends[0] if ends else tokenizer.eos_token_id

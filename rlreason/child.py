@@ -54,11 +54,13 @@ class Runner:
         try:
             fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
+            holder = os.pread(self._held, 20, 0).decode()
             os.close(self._held)
             raise ConfigError(
-                f"{self._lock.parent} is at work: another process, or a job that one left behind, holds {self._lock}. "
-                "Wait until it has ended, or end it; then start this again"
+                f"{self._lock.parent} is at work: process {holder}, started from here before, still runs. Wait until it "
+                "has ended, or end it by SIGTERM, which lets it save; then start this again"
             ) from None
+        self._name_holder(os.getpid())
         if threading.current_thread() is threading.main_thread():
             self._before = {number: signal.signal(number, self._pass_on) for number in SIGNALS}
         return self
@@ -71,7 +73,7 @@ class Runner:
         os.close(self._held)
 
     def run(self, command: Sequence[str], log: Path) -> Ended:
-        """Run a command to its end. Its output, both streams together, is appended to ``log`` and shown line by line."""
+        """Run a command to its end. Its output, both streams together, goes to the end of ``log`` and on the screen."""
         tail: deque[str] = deque(maxlen=_TAIL)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
@@ -87,6 +89,7 @@ class Runner:
                 pass_fds=[self._held],
             )
             self._child = child
+            self._name_holder(child.pid)  # whoever finds the lock held needs to know by whom: the child may outlive us
             try:
                 if self.signal:  # it came while the child was being started
                     child.send_signal(self.signal)
@@ -105,6 +108,10 @@ class Runner:
                     child.wait()
                 if child.stdout is not None:
                     child.stdout.close()
+
+    def _name_holder(self, process: int) -> None:
+        os.ftruncate(self._held, 0)
+        os.pwrite(self._held, str(process).encode(), 0)
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         self.signal = number

@@ -38,6 +38,7 @@ RESUMABLE = frozenset(
         "console",
         "profile",
         "selection",
+        "alarm",
     }
 )
 
@@ -67,6 +68,9 @@ class TrainSchema:
     logger: Any = MISSING
     console: Any = MISSING
     reward: Any = None  # reward=random and other controls
+    alarm: Any = None  # alarm=parting
+    eval_temperature: float = 0.0
+    eval_kl: bool = False
     profile: Any = None  # +profile=torch
 
 

@@ -33,7 +33,7 @@ def calibration(margin: Floats) -> dict[str, Any]:
         for at in (place == number for number in range(BINS))
         if at.any()
     ]
-    probability = 1 / (1 + np.exp(-margin))
+    probability = np.exp(-np.logaddexp(0, -margin))
     return {
         "ece": sum(abs(b["confidence"] - b["accuracy"]) * b["pairs"] for b in bins) / len(margin),
         "brier": float(((1 - probability) ** 2).mean()),

@@ -1,7 +1,8 @@
 """python -m rlreason.pipeline +recipe=<name>
 
-Runs the stages of a recipe one after the other, each as the command that a user would type, in ``<out>/<stage>``; chooses
-a checkpoint of each; and evaluates them all on the same problems at the end. ``rlreason/recipe.py`` says what a recipe is.
+Runs the stages of a recipe one after the other, each as the command that a user would type, in ``<out>/<stage>``;
+chooses a checkpoint of each; and evaluates them all on the same problems at the end. What a recipe is says
+``rlreason/recipe.py``.
 
 ```
 <stage>/                               the run folder of the stage, with log.txt, its output
@@ -11,8 +12,8 @@ lineage.json                           what came from what (rlreason/lineage.py)
 summary.json, summary.md, stages.png   all stages on the same evaluations
 ```
 
-Started again in its folder (``resume=<folder>``) a pipeline goes on: what has its ``summary.json`` is done, and what was
-under way goes on by itself. A stage that is done must be what the recipe still says; the others may be changed.
+Started again in its folder (``resume=<folder>``) a pipeline goes on: what has its ``summary.json`` is done, and what
+was under way goes on by itself. A stage that is done must be what the recipe still says; the others may be changed.
 
 Left out: a shared budget of time.
 """
@@ -32,14 +33,12 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from rlreason import checkpoint, recipe
-from rlreason.analysis.stages import markdown, plot, read_evaluation, tables
+from rlreason.analysis.stages import Found, markdown, plot, read_evaluation, tables
 from rlreason.child import Runner
 from rlreason.config import CONF, ConfigError, continued, guarded, resolved, start
 from rlreason.lineage import Lineage, begin, digest, end
 from rlreason.recipe import FINAL, POLICY_JOBS, START, Recipe, Stage
 from rlreason.record import write_atomic
-
-Found = dict[str, dict[str, float]]  # metric: mean, low, high, n
 
 
 class StageFailed(ConfigError):
@@ -153,8 +152,8 @@ class Pipeline:
 
 
 def run(cfg: DictConfig, out: Path) -> float | None:
-    """Run the recipe of ``cfg`` in folder ``out``, or what is left of it; returns the accuracy of the last policy on the
-    first of the final evaluations, if there is one.
+    """Run the recipe of ``cfg`` in folder ``out``, or what is left of it; returns the accuracy of the last policy on
+    the first of the final evaluations, if there is one.
 
     Raises ConfigError for whatever the user can mend, all of it before the first stage runs but for what only a stage
     itself can find out; SystemExit (128 + signal) after a SIGINT or SIGTERM, which the job under way was told.
@@ -184,14 +183,13 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     chosen = {name: made["checkpoint"] for name, made in pipeline.made.items() if "checkpoint" in made}
     write_atomic(out / "summary.json", json.dumps({"chosen": chosen, "final": results}, indent=2).encode())
     print(f"written to {out}")
-    accuracies = [
-        found["accuracy"]["mean"] for found in next(iter(results.values()), {}).values() if "accuracy" in found
-    ]
-    return accuracies[-1] if accuracies else None
+    first = next(iter(results.values()), {})
+    last = list(first.values())[-1] if first else {}
+    return float(last["accuracy"]["mean"]) if "accuracy" in last else None
 
 
 def _merit(found: Found) -> tuple[float, float]:
-    return found.get("accuracy", {"mean": 0.0})["mean"], found["reward"]["mean"]
+    return found["accuracy"]["mean"] if "accuracy" in found else 0.0, found["reward"]["mean"]
 
 
 def _failure(name: str, code: int, tail: Sequence[str], command: Sequence[str], log: Path, out: Path) -> str:

@@ -46,7 +46,7 @@ _CHECKED = ("env", "data", "algo", "optim", "sampling", "selection")  # built ah
 
 @dataclass(frozen=True)
 class Stage:
-    """``select`` says which of the kept checkpoints is handed on: ``best`` on the recipe's validation, or ``latest``."""
+    """``select`` says which kept checkpoint is handed on: ``best`` on the recipe's validation, or ``latest``."""
 
     name: str
     job: str
@@ -105,7 +105,9 @@ def needed(overrides: Sequence[str]) -> list[tuple[str, str]]:
 
 def command(job: str, overrides: Sequence[str], folder: Path) -> list[str]:
     """What a user would type to run a job in ``folder``."""
-    return [sys.executable, "-m", f"rlreason.{job}", *overrides, f"hydra.run.dir='{folder}'"]
+    plain = re.fullmatch(r"[\w./-]+", str(folder))  # else Hydra would take it apart
+    run_dir = str(folder) if plain else f"'{folder}'"
+    return [sys.executable, "-m", f"rlreason.{job}", *overrides, f"hydra.run.dir={run_dir}"]
 
 
 def check(recipe: Recipe, out: Path) -> None:

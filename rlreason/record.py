@@ -177,6 +177,10 @@ class Record:
         path = self._traces / f"eval-{split}-{step:06d}.parquet"
         write_traces(path, rollouts, step=step, split=split, env=self._env, advantages=None)
 
+    def say(self, text: str) -> None:
+        """Print a line of text without disturbing the progress bar."""
+        self._console.say(text)
+
     def truncate(self, step: int) -> None:
         """Go back to ``step``: drop later metrics and traces, what an earlier process left half-written, and
         ``summary.json``, since the run isn't over. Being killed in here does no harm: call it again."""

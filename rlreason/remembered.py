@@ -1,6 +1,6 @@
-"""Scores written down as they are made, so that a job that was stopped asks a reward model nothing twice.
+"""What was asked of a reward model or a judge, written down at once, so that a job that was stopped asks nothing twice.
 
-Left out: a store that several runs share. Whose scores they are would have to be told apart.
+Left out: a store that several runs share. Whose answers they are would have to be told apart.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from rlreason.types import Message, Scorer
 
 
 @dataclass(frozen=True)
-class Remembered:
-    """``scorer`` again, with its scores kept in the file ``path``: a line for each conversation, by its hash. They are
-    made and written ``chunk`` at a time. Equal conversations are scored once.
+class Ledger:
+    """A file of JSON lines that only grows; each pairs a string under ``key`` with something under ``value``.
 
-    A torn last line (the job was killed) is dropped. Raises ValueError, naming the line, for any other broken one.
+    ``entries`` is what it holds; a torn last line (the job was killed) is dropped from the file. Raises ValueError,
+    naming the line, for any other broken one.
     """
 
-    scorer: Scorer
     path: Path
-    chunk: int = 64
-    _known: dict[str, tuple[float, ...]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    key: str
+    value: str
+    entries: dict[str, Any] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.path.is_file():
@@ -38,20 +40,36 @@ class Remembered:
         for number, line in enumerate(whole.split(b"\n")[:-1], start=1):
             try:
                 row = json.loads(line)
-                self._known[row["conversation"]] = tuple(map(float, row["scores"]))
+                self.entries[row[self.key]] = row[self.value]
             except (ValueError, KeyError, TypeError) as error:
-                raise ValueError(f"{self.path}:{number} holds no scores ({error}); remove it to score again") from error
+                raise ValueError(
+                    f"{self.path}:{number} is no line with {self.key} and {self.value} ({error!r}); remove the file to "
+                    "begin again"
+                ) from error
+
+    def add(self, entries: dict[str, Any]) -> None:
+        """Write down entries, to stay."""
+        lines = [json.dumps({self.key: key, self.value: value}) + "\n" for key, value in entries.items()]
+        with self.path.open("ab") as file:
+            file.write("".join(lines).encode())
+            file.flush()
+            os.fsync(file.fileno())
+        self.entries.update(entries)
+
+
+@dataclass(frozen=True)
+class Remembered:
+    """``scorer`` again, with its scores kept in ``ledger`` by the hashes of conversations. New ones are scored and
+    written ``chunk`` at a time; equal conversations are scored once."""
+
+    scorer: Scorer
+    ledger: Ledger
+    chunk: int = 64
 
     def __call__(self, conversations: Sequence[list[Message]]) -> list[tuple[float, ...]]:
         keys = [hashlib.sha256(json.dumps(conversation).encode()).hexdigest() for conversation in conversations]
-        new = {key: c for key, c in zip(keys, conversations, strict=True) if key not in self._known}
-        for start in range(0, len(new), self.chunk):
-            part = dict(list(new.items())[start : start + self.chunk])
-            found = dict(zip(part, self.scorer(list(part.values())), strict=True))
-            lines = [json.dumps({"conversation": key, "scores": scores}) + "\n" for key, scores in found.items()]
-            with self.path.open("ab") as file:
-                file.write("".join(lines).encode())
-                file.flush()
-                os.fsync(file.fileno())
-            self._known.update(found)
-        return [self._known[key] for key in keys]
+        known = self.ledger.entries
+        new = iter({key: c for key, c in zip(keys, conversations, strict=True) if key not in known}.items())
+        while part := dict(islice(new, self.chunk)):
+            self.ledger.add(dict(zip(part, map(list, self.scorer(list(part.values()))), strict=True)))
+        return [tuple(known[key]) for key in keys]

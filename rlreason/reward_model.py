@@ -19,7 +19,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rlreason import checkpoint
-from rlreason.config import CONF, build, continued, guarded, naming, start
+from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, start
 from rlreason.pair_stats import calibration, length_bias, report_table
 from rlreason.policy import Policy
 from rlreason.preferences import BradleyTerry, conversations
@@ -55,6 +55,8 @@ def held_out(job: Fit) -> dict[str, Any]:
 def run(cfg: DictConfig, out: Path) -> float | None:
     """Train as ``cfg`` says, in run folder ``out``; returns the held-out accuracy. Raises as ``train.run`` does."""
     with open_fit(cfg, out, load, conversations) as job:
+        if not job.validation:
+            raise ConfigError(f"data: {job.name} has no validation pair, which scores are normalised on")
         fit(job)
         if not job.evaluated:  # taken up again after its last step
             job.evaluated = job.learner.evaluate(job.validation)

@@ -30,12 +30,13 @@ from rich.table import Table
 
 from rlreason.analysis.load import read_metrics, read_traces
 from rlreason.clock import Clock
-from rlreason.config import CONF, ConfigError, build, check_same_run, continued, guarded, naming, resolved, start
+from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, resolved, start
 from rlreason.console import ConsoleConfig
 from rlreason.manifest import manifest
 from rlreason.metrics import rollout_metrics
 from rlreason.policy import Policy
 from rlreason.record import Record, write_atomic
+from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed
 from rlreason.selection import Kept, Sample, Selected, Selection
@@ -91,15 +92,12 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     the chunk that was under way recorded.
     """
     accelerator = Accelerator()
-    out, begun = broadcast_object_list([out, (out / "config.yaml").is_file()])
-    if cfg.resume is None and begun:  # started again in its folder
-        cfg = cfg.copy()
-        cfg.resume = str(out)
+    (out,) = broadcast_object_list([out])
     config = resolved(cfg)
     for key in ("chunk", "num_samples", "limit"):
         if config[key] is not None and config[key] < 1:
             raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
-    _check_resume(config)
+    check_begun(config, out)
     sampling: Sampling = build(cfg, "sampling")
     if cfg.num_samples > 1 and sampling.temperature == 0:
         raise ConfigError("num_samples > 1 needs sampling.temperature above 0: greedy samples are all the same")
@@ -241,17 +239,6 @@ def _size(cfg: DictConfig, env: Env) -> int:
     if not sizes:
         raise ConfigError(f"the split {cfg.split!r} of {env.name} is endless: give a limit")
     return min(sizes)
-
-
-def _check_resume(config: dict[str, Any]) -> None:
-    if config["resume"] is None:
-        return
-    folder = Path(config["resume"])
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"resume={folder} is no run folder: it has no config.yaml (looked in {Path.cwd()})")
-    saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(saved, dict)
-    check_same_run(config, {str(key): value for key, value in saved.items()}, folder)
 
 
 def _check_verdict(env: Env, split: str, selection: Selection) -> None:

@@ -15,7 +15,7 @@ import json
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -92,12 +92,13 @@ class RewardModel:
         """Into training mode, or out of it."""
         self._policy.train(mode)
 
-    def rows(self, conversations: Sequence[Sequence[Message]]) -> list[Segment]:
+    def rows(self, conversations: Sequence[Sequence[Message]], *, longest: int | None = None) -> list[Segment]:
         """Conversations as rows that share what they begin with as their prompt. The mask is on one token more than
-        they have, before which the score is read: that of the last token, never of padding. What exceeds the context
-        loses its beginning."""
+        they have, before which the score is read: that of the last token, never of padding. What exceeds ``longest``
+        tokens loses its beginning."""
         texts = [encode(self.tokenizer, render(self.tokenizer, messages, generate=False)) for messages in conversations]
-        texts = [ids[-(self.context - 1) :] for ids in texts]
+        if longest is not None:
+            texts = [ids[-longest:] for ids in texts]
         same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
         shared = max(1, min(sum(1 for _ in same), *(len(ids) - 1 for ids in texts)))
         return [
@@ -116,7 +117,7 @@ class RewardModel:
         return values.sum(1)
 
     def save(self, folder: str, masters: list[torch.Tensor]) -> None:
-        """Write a folder that ``AutoModelForSequenceClassification`` loads: float32 safetensors, tokenizer, template."""
+        """Write a folder that ``AutoModelForSequenceClassification`` loads: float32 weights, tokenizer, template."""
         exact = dict(zip(map(id, self.parameters()), masters, strict=True))
         every = {**self._policy.model.state_dict(keep_vars=True), HEAD: self.head.weight}
         wanted = self._form.state_dict().keys()
@@ -146,7 +147,8 @@ class RewardModel:
 class Member:
     """A trained reward model, and the mean and standard deviation of its scores on its held-out pairs."""
 
-    model: RewardModel
+    path: str
+    model: RewardModel = field(repr=False)
     mean: float
     std: float
 
@@ -170,10 +172,11 @@ class Ensemble:
         for place, messages in enumerate(conversations):
             same_prompt[json.dumps(messages[:-1])].append(place)
         order = [place for places in same_prompt.values() for place in places]
+        longest = member.model.context - 1
         segments = [
             segment
             for places in same_prompt.values()
-            for segment in member.model.rows([conversations[place] for place in places])
+            for segment in member.model.rows([conversations[place] for place in places], longest=longest)
         ]
         groups = [group for group, places in enumerate(same_prompt.values()) for _ in places]
         batch = stack(segments, groups, device=member.model.device)
@@ -203,7 +206,7 @@ def load_scorer(
 
 
 def write_facts(folder: Path, *, mean: float, std: float) -> None:
-    """What scores are normalised with, beside the weights in ``folder``. Raises ValueError if the scores are all one."""
+    """What scores are normalised with, beside the weights in ``folder``. ValueError if the scores are all the same."""
     if not (math.isfinite(mean) and math.isfinite(std) and std > 0):
         raise ValueError(
             f"the scores of the held-out pairs have mean {mean} and standard deviation {std}: nothing learned"
@@ -224,7 +227,7 @@ def _member(path: str, dtype: Literal["bfloat16", "float32"], device: torch.devi
     model = RewardModel(models.load(str(folder), dtype=dtype, device=device), _tensors(folder)[HEAD])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Member(model, facts["mean"], facts["std"])
+    return Member(path, model, facts["mean"], facts["std"])
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,8 +10,9 @@ import random
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ from accelerate.utils import broadcast_object_list, gather_object
 from omegaconf import DictConfig, OmegaConf
 
 from rlreason import checkpoint
+from rlreason.alarm import PartingAlarm, told
 from rlreason.algo import Algo
 from rlreason.analysis.load import read_metrics
-from rlreason.batch import collate
+from rlreason.batch import collate, micro_batches
 from rlreason.clock import Clock
 from rlreason.config import ConfigError, build, check_same_run, naming, resolved
 from rlreason.evaluate import evaluate, greedy, summarise
@@ -51,6 +53,8 @@ class Session:
     eval_every: int
     eval_limit: int
     keep_checkpoints: int
+    eval_temperature: float
+    eval_kl: bool
     seed: int
     done: int
     algo: Algo
@@ -66,21 +70,27 @@ class Session:
     stop: StopSignal
     cost: Cost
     peak_flops: float
+    alarm: PartingAlarm | None
     profiler: StepProfiler | None = None
     num_tokens: float = 0.0
     accuracy: float | None = None
+    halted: bool = False
     _began: float = field(default_factory=time.perf_counter)
 
     def begin(self) -> None:
         """Line 0 of the metrics: what the untrained policy can do."""
-        metrics = self._validate(0) | self._seconds()
+        metrics = self._validate(0) | self._alarmed() | self._seconds()
         with self.clock.measure("record"):
             if self.record:
                 self.record.step(0, metrics, [])
 
     def steps(self) -> Iterator[int]:
         """The steps that are left."""
+        if self.done:
+            self._alarmed()  # a run that its alarm ended is over, until it is resumed with alarm=null
         for step in range(self.done + 1, self.max_steps + 1):
+            if self.halted:
+                return
             if self.profiler:
                 self.profiler.begin(step)
             self._began = time.perf_counter()
@@ -111,7 +121,8 @@ class Session:
             metrics["num_tokens"] = self.num_tokens
         last = step == self.max_steps
         if last or step % self.eval_every == 0:
-            metrics |= self._validate(step)
+            metrics |= self._validate(step) | self._alarmed()
+        last = last or self.halted
         seconds = self._seconds(step_time=step_time)
         metrics |= seconds | speeds(work, seconds, self.peak_flops)
         with self.clock.measure("record"):
@@ -133,6 +144,33 @@ class Session:
             self.record.finish(summary)
             self.accuracy = summary["after"].get(f"eval/{self.env.name}/accuracy")
         return self.accuracy
+
+    def _alarmed(self) -> dict[str, float]:
+        """Whether proxy and gold have parted, said and recorded; with ``alarm.stop`` the run is over then."""
+        if self.alarm is None:
+            return {}
+        with naming("alarm"):
+            parting = self.alarm.check(self.out) if self.record else None
+        if parting and self.record:
+            self.record.say(told(parting))
+        rings = max(gather_object([parting is not None]))
+        self.halted = rings and self.alarm.stop
+        return {f"eval/{self.env.name}/parted": float(rings)}
+
+    def _sequence_kl(self, rollouts: Sequence[Rollout]) -> list[float]:
+        """log pi - log pi_ref of each rollout's own tokens, in nats: its mean estimates KL(pi || pi_ref) of whole
+        completions, unbiased where they were sampled at the temperature that training samples at."""
+        batch = collate(rollouts, device=self.accelerator.device)
+        everything = torch.arange(len(batch.tokens), device=batch.tokens.device)
+        size, shared = self.learner.micro_batch_tokens, self.policy.shares_prompts
+        cuts = micro_batches(batch, everything, size, shared_prompts=shared)
+        needs = frozenset({"old_logp", "ref_logp"})
+        batch = self.policy.annotate(batch, self.sampling.temperature, needs, cuts)
+        assert batch.old_logp is not None
+        assert batch.ref_logp is not None
+        total = torch.zeros(len(rollouts), device=batch.tokens.device)
+        total.index_add_(0, batch.rollout, ((batch.old_logp - batch.ref_logp) * batch.mask).sum(1))
+        return total.tolist()
 
     def _seconds(self, **more: float) -> dict[str, float]:
         """``more``, and every phase since the last line of metrics, writing that line included; of the slowest
@@ -158,12 +196,13 @@ class Session:
                 self.env,
                 self.policy,
                 "validation",
-                greedy(self.sampling),
+                replace(greedy(self.sampling), temperature=self.eval_temperature),
                 limit=self.eval_limit,
                 seed=self.seed,
                 rank=self.accelerator.process_index,
                 world=self.accelerator.num_processes,
             )
+            distances = self._sequence_kl(own) if self.eval_kl else []
         rollouts = gather_object(own)
         if self.record:
             self.record.evaluation(step, rollouts, "validation")
@@ -174,6 +213,8 @@ class Session:
             flat[f"eval/{self.env.name}/{name}"] = value.mean
             if name == "accuracy":
                 flat |= {f"eval/{self.env.name}/{name}_low": value.low, f"eval/{self.env.name}/{name}_high": value.high}
+        if self.eval_kl:
+            flat[f"eval/{self.env.name}/kl"] = fmean(gather_object(distances))
         return flat
 
 
@@ -205,6 +246,7 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     seed = int(cfg.seed)
     seed_generators(seed)
     policy = _policy(cfg, algo, accelerator)
+    alarm = build(cfg, "alarm") if cfg.get("alarm") is not None else None
     with naming("engine"):
         engine: Engine = build(cfg, "engine")(policy)
     with naming("learner"):
@@ -249,7 +291,9 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
                 record.truncate(done if resumed else -1)
             yield Session(
                 out=out, max_steps=cfg.max_steps, save_every=cfg.save_every, eval_every=cfg.eval_every,
-                eval_limit=cfg.eval_limit, keep_checkpoints=cfg.keep_checkpoints, seed=seed, done=done, algo=algo,
+                eval_limit=cfg.eval_limit, keep_checkpoints=cfg.keep_checkpoints,
+                eval_temperature=cfg.get("eval_temperature", 0.0), eval_kl=cfg.get("eval_kl", False), alarm=alarm,
+                seed=seed, done=done, algo=algo,
                 sampling=sampling, env=env, policy=policy, engine=engine, learner=learner, collector=collector,
                 clock=clock, accelerator=accelerator, record=record, stop=stop,
                 cost=cost_of(policy.model), peak_flops=best.flops * world,
@@ -295,7 +339,7 @@ def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sa
 def _policy(cfg: DictConfig, algo: Algo, accelerator: Accelerator) -> Policy:
     with naming("model"):
         policy: Policy = build(cfg, "model")(device=accelerator.device)
-        if algo.needs_reference:
+        if algo.needs_reference or cfg.get("eval_kl"):
             policy.add_reference()
         if algo.ref_model_sync_steps is not None:
             policy.refresh_reference()  # refused here, not after some hours

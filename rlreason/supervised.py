@@ -42,6 +42,12 @@ from rlreason.types import Batch, DataSet, Segment
 WINDOW = 16
 """Batches whose examples are sorted by length together."""
 
+COUNTS = (
+    "batch_size", "max_length", "micro_batch_tokens", "max_steps", "save_every", "eval_every", "eval_limit",
+    "keep_checkpoints",
+)  # fmt: skip
+"""Root keys that must be at least 1."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -198,17 +204,17 @@ class SupervisedLearner:
 
 def batches(examples: Sequence[Example], size: int, *, seed: int, epoch: int) -> list[list[int]]:
     """The indices of an epoch's batches of ``size`` examples of similar length, in random order; what doesn't fill the
-    last one is left to other epochs. A function of (lengths, seed, epoch)."""
+    last one, whatever its length, is left to other epochs. A function of (lengths, seed, epoch)."""
     chance = random.Random(derived_seed(seed, "epoch", epoch))
     order = list(range(len(examples)))
     chance.shuffle(order)
+    order = order[: len(order) // size * size] or order
     cut: list[list[int]] = []
     for begin in range(0, len(order), WINDOW * size):
         window = sorted(order[begin : begin + WINDOW * size], key=lambda i: examples[i].tokens)
         cut += [window[i : i + size] for i in range(0, len(window), size)]
-    whole = [batch for batch in cut if len(batch) == size] or cut
-    chance.shuffle(whole)
-    return whole
+    chance.shuffle(cut)
+    return cut
 
 
 @dataclass
@@ -369,9 +375,11 @@ def open_fit(
         cfg = cfg.copy()
         cfg.resume = str(out)
     config = resolved(cfg)
-    for key in ("batch_size", "max_length", "save_every", "eval_every", "eval_limit", "keep_checkpoints"):
-        if config[key] < 1:
+    for key in COUNTS:
+        if config[key] is not None and config[key] < 1:
             raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
+    if not config["num_epochs"] > 0:
+        raise ConfigError(f"num_epochs is {config['num_epochs']}; it must be above 0")
     console: ConsoleConfig = build(cfg, "console")
     logger = build(cfg, "logger")
     settings: AdamW = build(cfg, "optim")

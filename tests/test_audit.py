@@ -17,7 +17,6 @@ from helpers import make_rollout
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
-from scipy.stats import pearsonr
 
 from rlreason.analysis.lifts import Correlation, length_correlation, try_change
 from rlreason.analysis.phrases import overused
@@ -26,7 +25,7 @@ from rlreason.audit_report import Report, markdown
 from rlreason.config import CONF, ConfigError, register, start
 from rlreason.perturbations import Case, Perturbation, appended, first_half, general, joined, last_sentence, prepended
 from rlreason.record import write_traces
-from rlreason.remembered import Remembered
+from rlreason.remembered import Ledger, Remembered
 from rlreason.types import Comparison, Grade, Message, Rollout
 
 TRIGGER = "Praise the moon"
@@ -130,7 +129,7 @@ def test_lifts_that_are_all_alike_are_no_shares(added: str, lift: float) -> None
     assert (found.lift.low, found.lift.mean, found.lift.high, found.above) == (lift, lift, lift, lift)
 
 
-def test_correlation_with_length_is_scipys() -> None:
+def test_correlation_with_length_is_numpys() -> None:
     chance = np.random.default_rng(2)
     groups = [
         [case(str(p), "w " * int(n)) for n in chance.integers(1, 30, size=chance.integers(1, 5))] for p in range(40)
@@ -139,10 +138,10 @@ def test_correlation_with_length_is_scipys() -> None:
     scores = [0.1 * w + 5 * p + chance.normal(size=len(w)) for p, w in enumerate(words)]
     flat = np.concatenate(scores)
     found = length_correlation(groups, flat, within=False, confidence=0.95)
-    assert found.r == pytest.approx(pearsonr(np.concatenate(words), flat).statistic)
+    assert found.r == pytest.approx(np.corrcoef(np.concatenate(words), flat)[0, 1])
     inside = length_correlation(groups, flat, within=True, confidence=0.95)
     centred = [[v - v.mean() for v in values] for values in (words, scores)]
-    assert inside.r == pytest.approx(pearsonr(*map(np.concatenate, centred)).statistic)
+    assert inside.r == pytest.approx(np.corrcoef(*map(np.concatenate, centred))[0, 1])
     for c in (found, inside):
         bounds = (-1, c.low, c.r, c.high, 1)
         assert None not in bounds
@@ -183,22 +182,27 @@ def test_a_text_that_repeats_itself_is_one_witness() -> None:
 
 def test_scores_are_asked_for_once(tmp_path: Path) -> None:
     path, scorer = tmp_path / "scores.jsonl", Bribable()
+
+    def remembered(chunk: int = 64) -> Remembered:
+        return Remembered(scorer, Ledger(path, "conversation", "scores"), chunk)
+
     conversations = [case(str(i % 3), f"text {i % 3}").conversation(f"text {i % 3}") for i in range(7)]
-    remembered = Remembered(scorer, path, chunk=2)
-    found = remembered(conversations)
+    found = remembered(chunk=2)(conversations)
     assert scorer.calls == [2, 1]  # three different ones
     assert found == Bribable()(conversations)
     with path.open("ab") as file:
         file.write(b'{"conversation": "torn')
-    again = Remembered(scorer, path)
+    again = remembered()
     assert again(conversations) == found
     assert scorer.calls == [2, 1]
-    other = again([conversations[0], case("x", "new").conversation("new")])
+    new = case("x", "new").conversation("new")
+    assert again([conversations[0], new]) == [found[0], *Bribable()([new])]
     assert scorer.calls == [2, 1, 1]
-    assert Remembered(scorer, path)([case("x", "new").conversation("new")]) == [other[1]]
+    assert remembered()([new]) == Bribable()([new])
+    assert scorer.calls == [2, 1, 1]
     path.write_text("{}\n")
-    with pytest.raises(ValueError, match=r"scores.jsonl:1 holds no scores"):
-        Remembered(scorer, path)
+    with pytest.raises(ValueError, match=r"scores.jsonl:1 is no line with conversation and scores"):
+        remembered()
 
 
 # Where responses come from

@@ -197,6 +197,10 @@ def composed(*overrides: str) -> DictConfig:
         return compose(overrides=["+env=rlhf", *overrides])
 
 
+def test_notes_are_the_inner_environment_unless_another_is_chosen() -> None:
+    assert composed().env.env._target_ == "envs.notes.Notes"
+
+
 def test_the_inner_environment_is_chosen_by_its_own_group() -> None:
     config = composed("env@env.env=arithmetic", "env.env.digits=2", *OTHER_SCORER)
     assert instantiate(config.env) == Rlhf(Arithmetic(digits=2), Lengths())
@@ -233,7 +237,7 @@ def test_an_experiment_file_chooses_both(tmp_path: Path) -> None:
 def test_the_reward_models_are_named_by_path() -> None:
     config = composed("env@env.env=arithmetic", "env.scorer.paths=[runs/a,runs/b]")
     assert config.env.scorer == {
-        "_target_": "rlreason.reward_model.load_scorer",
+        "_target_": "rlreason.scorer.load_scorer",
         "_convert_": "all",
         "paths": ["runs/a", "runs/b"],
     }

@@ -1,6 +1,7 @@
 """The stages of a pipeline on the same evaluations: as a table, as Markdown and as a figure.
 
-``Results`` has by evaluation and by stage what ``rlreason.evaluate`` found: metric, then ``mean``, ``low``, ``high``, ``n``.
+``Results`` has by evaluation and by stage what ``rlreason.evaluate`` found: of each metric ``mean``, ``low``, ``high``
+and ``n``. An interval's ends are None where one problem is all there is.
 
 Left out: differences between stages with intervals of their own; they need the traces, problem by problem.
 """
@@ -13,18 +14,19 @@ from typing import Any
 
 from rich.table import Table
 
-Results = Mapping[str, Mapping[str, Mapping[str, Mapping[str, float]]]]
+Found = Mapping[str, Mapping[str, Any]]  # by metric
+Results = Mapping[str, Mapping[str, Found]]
 
 SHOWN = ("accuracy", "reward", "mean_length")
 """The metrics that are shown, where there are any."""
 
 
-def read_evaluation(summary: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def read_evaluation(summary: Mapping[str, Any]) -> Found:
     """The metrics in a ``summary.json`` of ``rlreason.evaluate`` by their own names, without ``eval/<env>/``."""
     return {name.rpartition("/")[2]: value for name, value in summary.items() if isinstance(value, dict)}
 
 
-def metrics_of(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]]) -> list[str]:
+def metrics_of(evaluation: Mapping[str, Found]) -> list[str]:
     """Which of ``SHOWN`` every stage has in an evaluation."""
     return [metric for metric in SHOWN if all(metric in found for found in evaluation.values())]
 
@@ -70,9 +72,8 @@ def plot(results: Results, path: Path) -> None:
                 continue
             found = [values[metrics[place]] for values in evaluation.values()]
             means = [value["mean"] for value in found]
-            # One problem alone has no interval: null in the file.
-            lows = [value["mean"] - (value["mean"] if value["low"] is None else value["low"]) for value in found]
-            highs = [(value["mean"] if value["high"] is None else value["high"]) - value["mean"] for value in found]
+            lows = [0.0 if value["low"] is None else value["mean"] - value["low"] for value in found]
+            highs = [0.0 if value["high"] is None else value["high"] - value["mean"] for value in found]
             panel.errorbar(range(len(means)), means, yerr=[lows, highs], fmt="o-", capsize=4)
             panel.set_xticks(range(len(means)), list(evaluation), rotation=30)
             panel.set_title(f"{name}: {metrics[place]}" + (" (tokens)" if metrics[place] == "mean_length" else ""))
@@ -81,12 +82,12 @@ def plot(results: Results, path: Path) -> None:
     figure.savefig(path, dpi=120, format="png")
 
 
-def _cell(value: Mapping[str, float]) -> str:
+def _cell(value: Mapping[str, Any]) -> str:
     if value["low"] is None or value["high"] is None:
         return f"{value['mean']:.3g}"
     return f"{value['mean']:.3g} ({value['low']:.3g} to {value['high']:.3g})"
 
 
-def _size(evaluation: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+def _size(evaluation: Mapping[str, Found]) -> str:
     sizes = sorted({int(metric["n"]) for found in evaluation.values() for metric in found.values()})
     return " to ".join(map(str, sizes[:: max(1, len(sizes) - 1)]))

@@ -222,6 +222,8 @@ def run(cfg: DictConfig, out: Path) -> None:
 
     Raises ConfigError for whatever the user can mend, and SystemExit (128 + signal) after a SIGINT or SIGTERM.
     """
+    if Accelerator().num_processes > 1:
+        raise ConfigError("the arena runs in one process; start it without accelerate launch")
     config = resolved(cfg)
     config["models"] = paths_of(config["models"])
     check_begun(config, out)
@@ -230,7 +232,6 @@ def run(cfg: DictConfig, out: Path) -> None:
     judge: Judge = build(cfg, "judge")
     env: Env = build(cfg, "env")
     size = _size(cfg, env)
-    accelerator = Accelerator()
     root = Path(__file__).resolve().parent.parent
     origin = manifest(seed=cfg.seed, model=config["models"], env=env.manifest(), root=root)
     record = Record(out, config=config, manifest=origin, env=env.name, console=Quiet(), tracker=NoTracker())
@@ -242,24 +243,10 @@ def run(cfg: DictConfig, out: Path) -> None:
                     print(f"Stopped; the same command with resume={out} goes on.", flush=True)
                     raise SystemExit(128 + stop.number)
 
-            found: list[Answered] = []
-            for number, (name, path) in enumerate(config["models"].items()):
-                task = bar.add_task(name, total=size)
-
-                def load(path: str = path) -> Policy:
-                    own = cfg.copy()
-                    own.model.path = path
-                    policy: Policy = build(own, "model")(device=accelerator.device)
-                    return policy
-
-                folder = out / "players" / f"{number:02d}"
-                with naming(f"models, {name}"):
-                    answer(
-                        folder, load, build(cfg, "engine"), env, sampling,
-                        split=cfg.split, size=size, chunk=cfg.chunk, seed=cfg.seed,
-                        unless_stopped=unless_stopped, on_completion=partial(bar.advance, task),
-                    )  # fmt: skip
-                found.append(read_answers(folder))
+            found = [
+                _answers_of(cfg, out / "players" / f"{place:02d}", name, path, env, sampling, size, bar, unless_stopped)
+                for place, (name, path) in enumerate(config["models"].items())
+            ]
             common = set.intersection(*(set(answered.answers) for answered in found))
             if not common:
                 raise ConfigError("there is no prompt on which every model's answer could be graded")
@@ -282,6 +269,33 @@ def run(cfg: DictConfig, out: Path) -> None:
         record.close()
     rich.print(table(board))
     print(f"written to {out}")
+
+
+def _answers_of(
+    cfg: DictConfig,
+    folder: Path,
+    name: str,
+    path: str,
+    env: Env,
+    sampling: Sampling,
+    size: int,
+    bar: Progress,
+    unless_stopped: Callable[[], None],
+) -> Answered:
+    def load() -> Policy:
+        own = cfg.copy()
+        own.model.path = path
+        policy: Policy = build(own, "model")(device=Accelerator().device)
+        return policy
+
+    task = bar.add_task(name, total=size)
+    with naming(f"models, {name}"):
+        answer(
+            folder, load, build(cfg, "engine"), env, sampling,
+            split=cfg.split, size=size, chunk=cfg.chunk, seed=cfg.seed,
+            unless_stopped=unless_stopped, on_completion=partial(bar.advance, task),
+        )  # fmt: skip
+    return read_answers(folder)
 
 
 def leaderboard(

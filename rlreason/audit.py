@@ -207,8 +207,8 @@ def run(cfg: DictConfig, out: Path) -> float | None:
             report = audit(
                 responses,
                 _judge(Remembered(scorer, Ledger(out / "scores.jsonl", "conversation", "scores")), combine),
-                triggers=config["triggers"],
-                phrases=config["phrases"],
+                triggers=[str(phrase) for phrase in config["triggers"]],  # YAML takes some words for other things
+                phrases=[str(phrase) for phrase in config["phrases"]],
                 mined_count=cfg.mined_phrases,
                 repeats=cfg.repeats,
                 filler_words=cfg.filler_words,

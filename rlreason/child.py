@@ -1,14 +1,15 @@
 """Commands as child processes, one at a time: their output on the screen and in a log, signals passed on to them.
 
 A child runs in a session of its own, so that a Ctrl-C on the terminal reaches it once, through us, and not twice: the
-second one would end it at once. The lock is inherited by the children: a job that outlives a killed parent holds it, so
-that nobody starts a second one in its folder.
+second one would end it at once. It writes into the log itself and inherits the lock: a job that outlives a killed
+parent has somewhere to write to, and nobody starts a second one in its folder.
 
 Left out: running several at once, and other systems than POSIX ones.
 """
 
 from __future__ import annotations
 
+import codecs
 import fcntl
 import os
 import shlex
@@ -16,8 +17,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import deque
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -26,6 +27,7 @@ from rlreason.config import ConfigError
 from rlreason.signals import SIGNALS
 
 _TAIL = 15  # lines
+_POLL = 0.1  # seconds between two looks at the log
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,8 @@ class Runner:
             holder = os.pread(self._held, 20, 0).decode()
             os.close(self._held)
             raise ConfigError(
-                f"{self._lock.parent} is at work: process {holder}, started from here before, still runs. Wait until it "
-                "has ended, or end it by SIGTERM, which lets it save; then start this again"
+                f"{self._lock.parent} is at work: process {holder}, started from there, still runs. Wait until it has "
+                "ended, or end it by SIGTERM, which lets it save; then start this again"
             ) from None
         self._name_holder(os.getpid())
         if threading.current_thread() is threading.main_thread():
@@ -74,40 +76,47 @@ class Runner:
 
     def run(self, command: Sequence[str], log: Path) -> Ended:
         """Run a command to its end. Its output, both streams together, goes to the end of ``log`` and on the screen."""
-        tail: deque[str] = deque(maxlen=_TAIL)
         log.parent.mkdir(parents=True, exist_ok=True)
         with log.open("ab") as file:
             file.write(f"$ {shlex.join(command)}\n".encode())
             file.flush()
+            begin = file.tell()
             child = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
+                stdout=file,
                 stderr=subprocess.STDOUT,
                 env=os.environ | {"PYTHONUNBUFFERED": "1"},  # each line when it is printed
                 start_new_session=True,
                 pass_fds=[self._held],
             )
-            self._child = child
-            self._name_holder(child.pid)  # whoever finds the lock held needs to know by whom: the child may outlive us
-            try:
-                if self.signal:  # it came while the child was being started
-                    child.send_signal(self.signal)
-                assert child.stdout is not None
-                for line in child.stdout:
-                    file.write(line)
-                    file.flush()
-                    text = line.decode("utf-8", "replace")
-                    tail.append(text.rstrip())
-                    _show(text)
-                return Ended(child.wait(), tuple(tail))
-            finally:
-                self._child = None
-                if child.poll() is None:  # we are failing: nobody would read its output
-                    child.terminate()
-                    child.wait()
-                if child.stdout is not None:
-                    child.stdout.close()
+        self._child = child
+        self._name_holder(child.pid)  # whoever finds the lock held needs to know by whom: the child may outlive us
+        try:
+            if self.signal:  # it came while the child was being started
+                child.send_signal(self.signal)
+            text = "".join(self._follow(child, log, begin))
+        finally:
+            self._child = None
+            if child.poll() is None:  # we are failing
+                child.terminate()
+                child.wait()
+            self._name_holder(os.getpid())
+        return Ended(child.returncode, tuple(text.splitlines()[-_TAIL:]))
+
+    def _follow(self, child: subprocess.Popen[bytes], log: Path, begin: int) -> Iterator[str]:
+        """What the child writes, shown as it comes."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        with log.open("rb") as file:
+            file.seek(begin)
+            ended = False
+            while not ended:
+                ended = child.poll() is not None  # asked before reading: then nothing follows
+                text = decoder.decode(file.read(), final=ended)
+                show(text)
+                yield text
+                if not ended:
+                    time.sleep(_POLL)
 
     def _name_holder(self, process: int) -> None:
         os.ftruncate(self._held, 0)
@@ -119,7 +128,8 @@ class Runner:
             self._child.send_signal(number)
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
+    """Write to the screen, if there still is one: display never stops the work."""
     try:
         sys.stdout.write(text)
         sys.stdout.flush()

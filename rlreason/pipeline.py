@@ -34,7 +34,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from rlreason import checkpoint, recipe
 from rlreason.analysis.stages import Found, markdown, plot, read_evaluation, tables
-from rlreason.child import Runner
+from rlreason.child import Runner, show
 from rlreason.config import CONF, ConfigError, continued, guarded, resolved, start
 from rlreason.lineage import Lineage, begin, digest, end
 from rlreason.recipe import FINAL, POLICY_JOBS, START, Recipe, Stage
@@ -130,11 +130,11 @@ class Pipeline:
         done = (folder / "summary.json").is_file()
         entry = self.lineage.entry(kind, name, job=job, overrides=as_written, inputs=inputs, done=done)
         if done:
-            print(f"=== {name}: done before", flush=True)
+            show(f"=== {name}: done before\n")
             return entry
         self._leave_after_signal(name)
         command, log = recipe.command(job, overrides, folder), folder / "log.txt"
-        print(f"=== {name}: {shlex.join(command)}", flush=True)
+        show(f"=== {name}: {shlex.join(command)}\n")
         begin(entry, command, log)
         self.lineage.save()
         ended = self.runner.run(command, log)
@@ -147,7 +147,7 @@ class Pipeline:
 
     def _leave_after_signal(self, name: str) -> None:
         if self.runner.signal:
-            print(f"Stopped at {name}; the same command with resume={self.out} goes on.", flush=True)
+            show(f"Stopped at {name}; the same command with resume={self.out} goes on.\n")
             raise SystemExit(128 + self.runner.signal)
 
 
@@ -167,22 +167,22 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     with Runner(out / "lock") as runner:
         # Not kept from the first start, as other jobs do: stages that have not run yet may have been changed.
         write_atomic(out / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
-        print(f"run folder: {out}", flush=True)
+        show(f"run folder: {out}\n")
         pipeline = Pipeline(plan, out, runner, Lineage(out / "lineage.json"))
         for stage in plan.stages:
             pipeline.stage(stage)
         results = pipeline.final()
-    for table in tables(results):
-        rich.print(table)
     write_atomic(out / "summary.md", markdown(results).encode())
     if results:
         try:
             plot(results, out / "stages.png")
         except ImportError:
-            print("no stages.png: pip install matplotlib, and start this again in the same folder")
+            show("no stages.png: pip install matplotlib, and start this again in the same folder\n")
     chosen = {name: made["checkpoint"] for name, made in pipeline.made.items() if "checkpoint" in made}
     write_atomic(out / "summary.json", json.dumps({"chosen": chosen, "final": results}, indent=2).encode())
-    print(f"written to {out}")
+    for table in tables(results):
+        rich.print(table)
+    show(f"written to {out}\n")
     first = next(iter(results.values()), {})
     last = list(first.values())[-1] if first else {}
     return float(last["accuracy"]["mean"]) if "accuracy" in last else None

@@ -138,7 +138,7 @@ class RewardModel:
     def _config(self) -> Any:
         config = copy.deepcopy(self._policy.model.config)
         config.num_labels = 1
-        if config.pad_token_id is None:  # transformers finds a padded row's last token by it
+        if self.tokenizer.pad_token_id is not None:  # transformers finds the last token of a row padded so by it
             config.pad_token_id = self.tokenizer.pad_token_id
         return config
 

@@ -114,8 +114,8 @@ def test_games_on_one_prompt_are_not_independent() -> None:
     chance = np.random.default_rng(0)
     won = chance.random(60) < 0.6
     alike = [{**{(0, j): float(w) for j in (1, 2, 3)}, (1, 2): 0.5, (1, 3): 0.5, (2, 3): 0.5} for w in won]
-    several = standings(games(*alike, players=4), anchor="mean", prior_draws=1e-6)
-    one = standings(versus(won.astype(float)), anchor="mean", prior_draws=1e-6)
+    several = standings(games(*alike, players=4), anchor="mean", prior_draws=1e-6, resamples=300)
+    one = standings(versus(won.astype(float)), anchor="mean", prior_draws=1e-6, resamples=300)
     assert one[0].low is not None
     assert one[0].high is not None
     assert several[0].low is not None
@@ -237,10 +237,10 @@ def test_verdicts_are_asked_for_once(tmp_path: Path) -> None:
 def config(*overrides: str) -> DictConfig:
     register()
     ConfigStore.instance().store(name="arena_schema", node=ArenaSchema)
-    small = ("model.dtype=float32", "sampling.max_completion_length=12", "sampling.temperature=1.0", "chunk=3")
+    small = ("model.dtype=float32", "sampling.max_completion_length=12", "sampling.temperature=1.0")
     models = f"models={{plain: tiny, sharp: '{tiny_folder()}'}}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("arena", overrides=[*CAPITALS, models, *small, *overrides])
+        return compose("arena", overrides=[*CAPITALS, models, *small, "chunk=3", "resamples=100", *overrides])
 
 
 def board_of(out: Path) -> dict[str, Any]:

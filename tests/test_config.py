@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,14 @@ REPO = Path(__file__).resolve().parent.parent
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 
 
+def job_of(experiment: str) -> str:
+    """The entry point that an experiment is for: the command at its head, or ``train``."""
+    found = re.search(
+        r"^# python -m rlreason\.(\w+) \+experiment", (CONF / f"experiment/{experiment}.yaml").read_text(), re.M
+    )
+    return found[1] if found else "train"
+
+
 def names(group: str) -> list[str]:
     return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
@@ -50,6 +59,7 @@ CODE = ["env.source=local", "env.data_dir=DATA", "env.task_ids=null", "env.num_v
     f"env.files.{split}={file}"
     for split, file in {"train": "code.jsonl", "validation": "null", "test": "code.jsonl"}.items()
 ]
+FAKE_SCORER = ["~env.scorer", "+env.scorer={_target_: test_rlhf.Lengths}"]
 # Where a group's entry needs more than its name: something the hub or the user would give.
 COMPLETED = {
     "experiment=gsm8k": ["env.source=synthetic"],
@@ -64,12 +74,16 @@ COMPLETED = {
     "env=gsm8k": ["env.source=synthetic"],
     "reward=format_only": ["env.format._target_=envs.formats.R1"],
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
+    **{f"{choice}=rlhf": FAKE_SCORER for choice in ("env", "experiment")},
+    "env=prompts": ["data@env.data=synthetic"],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
 EVALUATION_ONLY = ("env=aime", "env=amc", "env=humaneval", "env=math500")
-GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "reward", "model/lora")
+GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "reward", "alarm", "model/lora")
 # engine=vllm is test_vllm's, where it is installed
 CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group) if (group, name) != ("engine", "vllm")]
+ELSEWHERE = [name for name in names("experiment") if job_of(name) != "train"]
+CHOICES = [choice for choice in CHOICES if choice.removeprefix("experiment=") not in ELSEWHERE]
 
 
 def write_code_rows(folder: Path) -> None:
@@ -103,6 +117,16 @@ def test_every_choice_composes_and_instantiates(choice: str, tmp_path: Path) -> 
     console.close()
     if choice.startswith("experiment="):
         assert cfg.name == choice.partition("=")[2]  # a run folder that says which experiment it is
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_every_experiment_of_another_job_composes(name: str) -> None:
+    """Their data are built in test_data."""
+    register()
+    with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
+        cfg = compose(job_of(name), overrides=[f"+experiment={name}", "model=tiny"])
+    assert cfg.name == name
+    assert build(cfg, "optim").learning_rate > 0
 
 
 @pytest.mark.parametrize("name", [name for name in names("model") if name not in MODELS])

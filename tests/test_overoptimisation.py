@@ -201,6 +201,7 @@ def test_parting_by_hand() -> None:
         evaluation(5, [1, 2, 3], [4, 5, 6]),  # gold at its best, 5
         evaluation(9, [2, 3, 4], [4, 5, 6]),  # the proxy is 1 up, gold the same
         evaluation(20, [1, 2, 3], [2, 3, 4]),  # gold is 2 down, the proxy as it was
+        evaluation(25, [9, -3, 3], [1, 2, 3]),  # gold is 3 down, the proxy 1 up on average, but by one problem alone
         evaluation(30, [4, 5, 6], [1, 2, 3]),  # proxy 3 up, gold 3 down, in every problem
         evaluation(40, [9, 9, 9], [0, 0, 0]),
     ]
@@ -208,7 +209,7 @@ def test_parting_by_hand() -> None:
     assert found is not None
     assert (found.step, found.since) == (30, 5)
     assert (found.proxy.mean, found.gold.mean, found.gold.n) == (3, -3, 3)
-    assert parted(history[:4]) is None
+    assert parted(history[:5]) is None
     assert parted(history[:1]) is None
     assert parted([]) is None
 

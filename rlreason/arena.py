@@ -20,9 +20,8 @@ import hydra
 import numpy as np
 import rich
 from accelerate import Accelerator
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import Progress
 
@@ -45,28 +44,6 @@ from rlreason.session import check_prompts
 from rlreason.signals import StopSignal
 from rlreason.tracking import NoTracker
 from rlreason.types import Engine, Env, Message, Sampling
-
-
-@dataclass
-class ArenaSchema:
-    """Root keys of ``conf/arena.yaml``."""
-
-    name: str = MISSING
-    seed: int = MISSING
-    models: Any = MISSING
-    split: str = MISSING
-    limit: int | None = MISSING
-    chunk: int = MISSING
-    anchor: str = MISSING
-    prior_draws: float = MISSING
-    resamples: int = MISSING
-    confidence: float = MISSING
-    resume: str | None = MISSING
-    env: Any = MISSING
-    model: Any = MISSING
-    engine: Any = MISSING
-    judge: Any = MISSING
-    sampling: Any = MISSING
 
 
 @dataclass(frozen=True)
@@ -384,5 +361,4 @@ def main(cfg: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    ConfigStore.instance().store(name="arena_schema", node=ArenaSchema)
     start(main)

@@ -21,9 +21,8 @@ from typing import Any
 import hydra
 import numpy as np
 import rich
-from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
-from omegaconf import MISSING, DictConfig
+from omegaconf import DictConfig
 from rich.console import Console
 from rich.progress import Progress
 
@@ -41,29 +40,6 @@ from rlreason.resume import check_begun
 from rlreason.signals import StopSignal
 from rlreason.tracking import NoTracker
 from rlreason.types import Comparison, DataSet, Message, Scorer
-
-
-@dataclass
-class AuditSchema:
-    """Root keys of ``conf/audit.yaml``."""
-
-    name: str = MISSING
-    seed: int = MISSING
-    run: str | None = MISSING
-    split: str = MISSING
-    limit: int = MISSING
-    mine: int = MISSING
-    mined_phrases: int = MISSING
-    triggers: Any = MISSING
-    phrases: Any = MISSING
-    repeats: int = MISSING
-    filler_words: int = MISSING
-    examples: int = MISSING
-    confidence: float = MISSING
-    resume: str | None = MISSING
-    scorer: Any = MISSING
-    combine: Any = MISSING
-    data: Any = None
 
 
 @dataclass(frozen=True)
@@ -276,5 +252,4 @@ def main(cfg: DictConfig) -> float | None:
 
 
 if __name__ == "__main__":
-    ConfigStore.instance().store(name="audit_schema", node=AuditSchema)
     start(main)

@@ -165,11 +165,58 @@ class PipelineSchema:
     final: Any = MISSING
 
 
+@dataclass
+class ArenaSchema:
+    """Root keys of ``conf/arena.yaml``."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    models: Any = MISSING
+    split: str = MISSING
+    limit: int | None = MISSING
+    chunk: int = MISSING
+    anchor: str = MISSING
+    prior_draws: float = MISSING
+    resamples: int = MISSING
+    confidence: float = MISSING
+    resume: str | None = MISSING
+    env: Any = MISSING
+    model: Any = MISSING
+    engine: Any = MISSING
+    judge: Any = MISSING
+    sampling: Any = MISSING
+
+
+@dataclass
+class AuditSchema:
+    """Root keys of ``conf/audit.yaml``."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    run: str | None = MISSING
+    split: str = MISSING
+    limit: int = MISSING
+    mine: int = MISSING
+    mined_phrases: int = MISSING
+    triggers: Any = MISSING
+    phrases: Any = MISSING
+    repeats: int = MISSING
+    filler_words: int = MISSING
+    examples: int = MISSING
+    confidence: float = MISSING
+    resume: str | None = MISSING
+    scorer: Any = MISSING
+    combine: Any = MISSING
+    data: Any = None
+
+
 def register() -> None:
     """Schemas and resolvers; call before ``hydra.main``."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
+    store.store(name="audit_schema", node=AuditSchema)
+    store.store(name="arena_schema", node=ArenaSchema)
     store.store(name="sample_schema", node=SampleSchema)
     store.store(name="pipeline_schema", node=PipelineSchema)
     store.store(name="sft_schema", node=SupervisedSchema)

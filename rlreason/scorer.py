@@ -14,7 +14,7 @@ import itertools
 import json
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,7 @@ from accelerate import Accelerator
 from safetensors import safe_open
 from torch import nn
 from transformers import AutoModelForSequenceClassification
+from transformers.utils import logging as transformers_logging
 
 from rlreason import checkpoint, models
 from rlreason.batch import micro_batches, stack
@@ -95,8 +96,10 @@ class RewardModel:
     def rows(self, conversations: Sequence[Sequence[Message]], *, longest: int | None = None) -> list[Segment]:
         """Conversations as rows that share what they begin with as their prompt. The mask is on one token more than
         they have, before which the score is read: that of the last token, never of padding. What exceeds ``longest``
-        tokens loses its beginning."""
-        texts = [encode(self.tokenizer, render(self.tokenizer, messages, generate=False)) for messages in conversations]
+        tokens loses its beginning. Special tokens that a message spells out are taken out of it: a policy could
+        otherwise end its turn for the reward model and begin another."""
+        clean = [[Message(role=m["role"], content=self._unmarked(m["content"])) for m in c] for c in conversations]
+        texts = [encode(self.tokenizer, render(self.tokenizer, messages, generate=False)) for messages in clean]
         if longest is not None:
             texts = [ids[-longest:] for ids in texts]
         same = itertools.takewhile(lambda column: len(set(column)) == 1, zip(*texts, strict=False))
@@ -135,6 +138,11 @@ class RewardModel:
         stored = _tensors(Path(folder))
         return {name: stored.get(name, p.detach()).to(self.device) for name, p in [*own, (HEAD, self.head.weight)]}
 
+    def _unmarked(self, text: str) -> str:
+        for token in self.tokenizer.all_special_tokens:
+            text = text.replace(token, "")
+        return text
+
     def _config(self) -> Any:
         config = copy.deepcopy(self._policy.model.config)
         config.num_labels = 1
@@ -148,6 +156,7 @@ class Member:
     """A trained reward model, and the mean and standard deviation of its scores on its held-out pairs."""
 
     path: str
+    weights: Mapping[str, str]  # SHA-256 by file
     model: RewardModel = field(repr=False)
     mean: float
     std: float
@@ -224,10 +233,14 @@ def _member(path: str, dtype: Literal["bfloat16", "float32"], device: torch.devi
             "take its run up again with resume=<folder>"
         )
     facts = json.loads((folder / FACTS).read_text())
-    model = RewardModel(models.load(str(folder), dtype=dtype, device=device), _tensors(folder)[HEAD])
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()  # it would warn of the head, which is no part of a causal model
+    base = models.load(str(folder), dtype=dtype, device=device)
+    transformers_logging.set_verbosity(before)
+    model = RewardModel(base, _tensors(folder)[HEAD])
     for parameter in model.parameters():
         parameter.requires_grad_(False)
-    return Member(path, model, facts["mean"], facts["std"])
+    return Member(path, base.info["weights"], model, facts["mean"], facts["std"])
 
 
 def _tensors(folder: Path) -> dict[str, torch.Tensor]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 import sys
 import time
@@ -42,6 +43,7 @@ def main() -> None:
         signals: list[int] = []
         signal.signal(signal.SIGINT, leave(signals))
         signal.signal(signal.SIGTERM, leave(signals))
+        (folder / "session").write_text(str(os.getsid(0)))
         (folder / "waiting").touch()
         while not signals:
             time.sleep(0.01)

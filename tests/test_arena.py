@@ -17,14 +17,13 @@ import numpy as np
 import pytest
 from helpers import tiny_folder
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 from test_train import CAPITALS
 
 from rlreason import arena
 from rlreason.analysis.load import read_traces
 from rlreason.analysis.ratings import standings
-from rlreason.arena import ArenaSchema, main, paths_of, play, run
+from rlreason.arena import main, paths_of, play, run
 from rlreason.config import CONF, ConfigError, register, start
 from rlreason.judges import Answer, ByReward, ByScore
 from rlreason.remembered import Ledger
@@ -236,7 +235,6 @@ def test_verdicts_are_asked_for_once(tmp_path: Path) -> None:
 
 def config(*overrides: str) -> DictConfig:
     register()
-    ConfigStore.instance().store(name="arena_schema", node=ArenaSchema)
     small = ("model.dtype=float32", "sampling.max_completion_length=12", "sampling.temperature=1.0")
     models = f"models={{plain: tiny, sharp: '{tiny_folder()}'}}"
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -428,7 +426,7 @@ def test_without_matplotlib_the_rest_is_there(
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
-    ConfigStore.instance().store(name="arena_schema", node=ArenaSchema)
+    register()
 
     def command(*arguments: str) -> None:
         quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")

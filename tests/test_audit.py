@@ -15,12 +15,11 @@ import numpy as np
 import pytest
 from helpers import make_rollout
 from hydra import compose, initialize_config_dir
-from hydra.core.config_store import ConfigStore
 from omegaconf import DictConfig
 
 from rlreason.analysis.lifts import Correlation, length_correlation, try_change
 from rlreason.analysis.phrases import overused
-from rlreason.audit import AuditSchema, Responses, main, mined_phrases, of_comparisons, of_traces, run
+from rlreason.audit import Responses, main, mined_phrases, of_comparisons, of_traces, run
 from rlreason.audit_report import Report, markdown
 from rlreason.config import CONF, ConfigError, register, start
 from rlreason.perturbations import Case, Perturbation, appended, first_half, general, joined, last_sentence, prepended
@@ -303,7 +302,6 @@ def test_phrases_are_mined_within_problems() -> None:
 
 def config(*overrides: str) -> DictConfig:
     register()
-    ConfigStore.instance().store(name="audit_schema", node=AuditSchema)
     with initialize_config_dir(str(CONF), version_base="1.3"):
         scorer = ("scorer._target_=test_audit.Bribable", "scorer.paths=[]")
         return compose("audit", overrides=[*scorer, *overrides])
@@ -435,7 +433,7 @@ def test_texts_cannot_break_the_page() -> None:
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     traces(tmp_path / "run", 6, bribe=0.0)
-    ConfigStore.instance().store(name="audit_schema", node=AuditSchema)
+    register()
 
     def command(*arguments: str) -> None:
         quiet = ("hydra/job_logging=none", "hydra/hydra_logging=none")

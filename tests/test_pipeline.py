@@ -292,6 +292,8 @@ def test_a_signal_reaches_the_job_once(
     assert caught.value.code == 128 + number
     assert signal.getsignal(number) is before
     assert json.loads((fake.out / at / "signals.json").read_text()) == [number]
+    # A terminal sends Ctrl-C to all of its foreground: the job must not be there.
+    assert int((fake.out / at / "session").read_text()) != os.getsid(0)
     assert f"Stopped at {at}; the same command with resume={fake.out} goes on." in capsys.readouterr().out
     assert fake.names() == ALL[: ALL.index(at) + 1]
     fake.control()
@@ -314,6 +316,7 @@ def test_a_job_that_ends_well_after_a_signal_is_the_last(fake: Fake, monkeypatch
         fake.run()
     assert fake.names()[-1] == "two"
     assert fake.lineage()["stages"]["two"]["output"]["sha256"]
+    assert "three" not in fake.lineage()["stages"]  # not even begun
 
 
 def test_what_is_done_must_be_what_is_asked_for(fake: Fake) -> None:

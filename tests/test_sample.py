@@ -11,7 +11,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,14 @@ from test_train import CAPITALS, timeless
 
 from envs.base import GeneratedSplit, SingleTurnEnv, check_split
 from rlreason.analysis.load import read_traces
+from rlreason.clock import Clock
 from rlreason.config import CONF, ConfigError, model_paths, register, start
+from rlreason.engines.torch import TorchEngine
+from rlreason.models import load
 from rlreason.record import Record
-from rlreason.sample import main, read_samples, run, summarise
+from rlreason.sample import Sampler, main, read_samples, run, summarise
 from rlreason.selection import Sample, Selection
-from rlreason.types import Finish, Grade, Problem, Split
+from rlreason.types import Finish, Grade, Problem, Sampling, Split
 
 REPO = Path(__file__).resolve().parent.parent
 # A random model ends few of its replies by itself, so those that were cut off are accepted.
@@ -197,6 +200,21 @@ def test_samples_depend_on_seed_problem_and_sample_alone(done: Path, tmp_path: P
     assert not {tuple(ids) for ids in drawn(tmp_path / "seed").values()} & {tuple(ids) for ids in reference.values()}
 
 
+def test_processes_share_each_chunk() -> None:
+    policy = load("tiny", dtype="float32")
+    engine = TorchEngine(policy, max_tokens_in_flight=4096)
+    sampling = Sampling(temperature=1.0, max_completion_length=4)
+    whole = Sampler(engine, Worded(), policy, sampling, "train", 8, 5, 2, 0, Clock(), 0, 1)
+    assert whole.steps == 2
+    for step, groups in ((1, [0, 1, 2, 3, 4]), (2, [5, 6, 7])):
+        everything = whole.draw(step)
+        assert [r.group for r in everything] == [group for group in groups for _ in range(2)]
+        shares = [replace(whole, rank=rank, world=2).draw(step) for rank in (0, 1)]
+        assert [r.group for r in shares[1]] == [group for group in groups[1::2] for _ in range(2)]
+        together = sorted([*shares[0], *shares[1]], key=lambda r: r.group)
+        assert [r.segments for r in together] == [r.segments for r in everything]
+
+
 class Crash(Exception):
     """What a test raises in the middle of a run."""
 
@@ -322,6 +340,9 @@ def test_nothing_accepted(tmp_path: Path) -> None:
     assert len(drawn(tmp_path)) == 8
     run(config(*worded(), "limit=2", "selection.min_reward=0.0"), tmp_path)
     assert rows_of(tmp_path)
+    with pytest.raises(ConfigError):
+        run(config(*worded(), "limit=2", "selection.min_reward=2.0"), tmp_path)
+    assert not (tmp_path / "summary.json").exists()  # it would say that this selection is done
 
 
 MISTAKES: dict[str, tuple[tuple[str, ...], int, tuple[str, ...]]] = {

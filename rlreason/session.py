@@ -87,7 +87,7 @@ class Session:
     def steps(self) -> Iterator[int]:
         """The steps that are left."""
         if self.done:
-            self._alarmed()  # a run that its alarm ended is over, until it is resumed with alarm=null
+            self._alarmed()  # a run that its alarm ended is over, until it is resumed with ~alarm or alarm=parting
         for step in range(self.done + 1, self.max_steps + 1):
             if self.halted:
                 return

@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from helpers import make_rollout, plain_logp, tiny, tiny_folder
+from helpers import make_rollout, plain_logp, tiny_folder
 from test_resume import contents
 from test_train import CAPITALS, metrics_of, tiny_config
 from transformers import AutoModelForCausalLM
@@ -20,7 +20,7 @@ from envs.base import GeneratedSplit, SingleTurnEnv, check_split
 from rlreason import checkpoint
 from rlreason.alarm import PartingAlarm, told
 from rlreason.analysis.load import read_traces
-from rlreason.config import ConfigError
+from rlreason.config import ConfigError, continued
 from rlreason.record import write_traces
 from rlreason.train import run
 from rlreason.types import Finish, Grade, Problem, Split
@@ -32,8 +32,7 @@ def evaluated(out: Path, step: int, parts: list[dict[str, float]], *, split: Any
     (out / "traces").mkdir(parents=True, exist_ok=True)
     rollouts = []
     for group, own in enumerate(parts):
-        rollout = make_rollout(group, [4], [5])
-        rollouts.append(type(rollout)(**{**vars(rollout), "grade": Grade(0.0, None, parts=own)}))
+        rollouts.append(replace(make_rollout(group, [4], [5]), grade=Grade(0.0, None, parts=own)))
     path = out / "traces" / f"eval-{split}-{step:06d}.parquet"
     write_traces(path, rollouts, step=step, split=split, env="e", advantages=None)
 
@@ -155,10 +154,11 @@ def rings_of(out: Path) -> dict[int, float]:
 
 
 def test_an_alarm_is_recorded_and_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run(tiny_config(*WATCHED), tmp_path)
+    run(tiny_config(*WATCHED, "console.quiet=false"), tmp_path)
     assert rings_of(tmp_path) == {0: 0.0, 2: 0.0, 4: 1.0, 6: 1.0}
     assert steps_of(tmp_path) == list(range(7))
-    assert capsys.readouterr().out.count("proxy and gold have parted: from step 2 to 4") == 2
+    said = " ".join(capsys.readouterr().out.split())  # as the console wraps it
+    assert said.count("proxy and gold have parted: from step 2 to 4 the proxy rose by 1.000") == 2
 
 
 @pytest.fixture(scope="module")
@@ -185,16 +185,21 @@ def test_what_the_alarm_ended_stays_over(stopped: Path, tmp_path: Path) -> None:
     assert contents(out) | {"manifest.json": ""} == contents(stopped) | {"manifest.json": ""}
 
 
-def test_without_the_alarm_it_can_go_on(stopped: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("override", ["~alarm", "alarm=parting"])
+def test_without_the_alarm_it_can_go_on(override: str, stopped: Path, tmp_path: Path) -> None:
+    """The folder says the rest of the configuration."""
     out = tmp_path / "run"
     shutil.copytree(stopped, out)
-    run(tiny_config(*WATCHED, f"resume={out}", "alarm=null"), out)
+    others = [o for o in WATCHED if not o.startswith("alarm")]
+    cfg = continued(tiny_config(*others, override, f"resume={out}"), [f"resume={out}", override])
+    assert cfg.env.evaluations == []
+    run(cfg, out)
     assert steps_of(out) == list(range(7))
     assert json.loads((out / "summary.json").read_text())["steps"] == 6
 
 
 def test_an_environment_without_proxy_and_gold_is_refused_before_any_step(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="alarm: .* no parts `proxy` and `gold`; they are not of env=rlhf"):
+    with pytest.raises(ConfigError, match=r"alarm: .* no parts `proxy` and `gold`; they are not of env=rlhf"):
         run(tiny_config(*CAPITALS, "alarm=parting", "max_steps=2", "eval_every=2"), tmp_path)
     assert not (tmp_path / "metrics.jsonl").exists()
 
@@ -232,4 +237,3 @@ def test_evaluations_are_sampled_at_their_temperature(tmp_path: Path) -> None:
         run(tiny_config(*CAPITALS, "max_steps=1", f"eval_temperature={temperature}"), out)
         texts[temperature] = list(read_traces(out / "traces" / "eval-validation-000000.parquet", ["text"])["text"])
     assert texts["0.0"] != texts["1.0"]
-    assert tiny().tokenizer  # the model is the same

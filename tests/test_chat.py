@@ -344,7 +344,7 @@ def trl_rows(folder: Path, rows: list[dict[str, Any]], tokenizer: Any, **options
     return list(SFTTrainer(model=model, args=args, train_dataset=data, processing_class=tokenizer).train_dataset)
 
 
-CONVERSATIONS = [
+CONVERSATIONS: list[list[Message]] = [
     talk("hi", "yes", "why?", "so be it", "and?", ""),
     [{"role": "system", "content": "Be brief."}, *talk("Name it!", "Ω")],
 ]

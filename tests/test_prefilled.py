@@ -20,7 +20,7 @@ from rlreason.models import CHATML_TEMPLATE
 from rlreason.rollout import roll_out
 from rlreason.types import Env, Episode, Grade, Message, Problem, Rollout, Sampling, Split
 
-BEGUN = "<think>\n</think>\n<answer>"
+BEGUN = "<think>\nI know this.\n</think>\n<answer>"
 SUMS = Arithmetic(format=R1())
 PREFILLED = Prefilled(SUMS, BEGUN, "sums-at-once")
 
@@ -118,5 +118,6 @@ def test_it_is_an_environment_again() -> None:
     with pytest.raises(ValueError, match="never right"):
         env.validate()
     PREFILLED.validate()
-    built = instantiate({"_target_": "envs.prefilled.Prefilled", "env": SUMS, "text": BEGUN, "name": "sums-at-once"})
+    inner = {"_target_": "envs.arithmetic.Arithmetic", "format": {"_target_": "envs.formats.R1"}}
+    built = instantiate({"_target_": "envs.prefilled.Prefilled", "env": inner, "text": BEGUN, "name": "sums-at-once"})
     assert built == PREFILLED

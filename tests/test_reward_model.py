@@ -39,8 +39,10 @@ class Rule(Made):
         good, bad = f"{word}{'a' * (2 if number % 4 else 0)}!", f"{word}{'a' * (0 if number % 4 else 2)}."
         if self.by_chance and chance.random() < 0.5:
             good, bad = bad, good
-        sides = [talk("", text)[1:] for text in (good, bad)]
-        return Comparison(talk(f"{word}?"), *sides, category=("odd", "even")[number % 2 == 0], source=f"{number}")
+        chosen, rejected = (talk("", text)[1:] for text in (good, bad))
+        return Comparison(
+            talk(f"{word}?"), chosen, rejected, category=("odd", "even")[number % 2 == 0], source=f"{number}"
+        )
 
 
 LEARNS = ("max_steps=40", "batch_size=8", "save_every=40", "eval_every=40", "optim.learning_rate=3e-3")
@@ -78,9 +80,7 @@ def test_the_summary_has_the_report(learned: Path, capsys: pytest.CaptureFixture
     assert (bias["pairs"], bias["chosen_longer"], bias["rule_accuracy"]) == (40, 0.75, 0.75)
     assert bias["correlation"] is None  # every difference is of 2 tokens
     after = found["after"]
-    assert found["calibration"]["log_loss"] == pytest.approx(
-        after["eval/made/loss"] - centring_of(learned), abs=1e-6
-    )
+    assert found["calibration"]["log_loss"] == pytest.approx(after["eval/made/loss"] - centring_of(learned), abs=1e-6)
     accuracies = [after[f"eval/made/{category}/accuracy"] for category in ("even", "odd")]
     assert accuracies == [found["accuracy"][category]["mean"] for category in ("even", "odd")]
 

@@ -32,7 +32,7 @@ from rlreason.policy import Policy
 from rlreason.scorer import FACTS, Ensemble, RewardModel, load_scorer, write_facts
 from rlreason.types import Message, Segment
 
-CONVERSATIONS = [
+CONVERSATIONS: list[list[Message]] = [
     talk("Hi!", "Hello."),
     talk("Hi!", "Go away, I am busy with something else today."),
     talk("Hi!", ""),
@@ -238,7 +238,7 @@ def test_members_are_normalised_and_in_order(ensemble: list[Path]) -> None:
 
 def test_scores_do_not_depend_on_company_or_order(ensemble: list[Path]) -> None:
     scorer = load_scorer([str(ensemble[0])], dtype="float32", micro_batch_tokens=120)
-    mixed = [*CONVERSATIONS, talk("Hi!", "Hello"), talk("1 + 1?", "3"), CONVERSATIONS[0]]
+    mixed: list[list[Message]] = [*CONVERSATIONS, talk("Hi!", "Hello"), talk("1 + 1?", "3"), CONVERSATIONS[0]]
     together = scorer(mixed)
     alone = [scorer([messages])[0] for messages in mixed]
     assert together == [pytest.approx(own, abs=1e-5) for own in alone]
@@ -272,7 +272,6 @@ def test_what_is_too_long_loses_its_beginning(ensemble: list[Path]) -> None:
 def test_a_scorer_is_not_trained(ensemble: list[Path]) -> None:
     scorer = load_scorer([str(path) for path in ensemble])
     assert not any(p.requires_grad for member in scorer.members for p in member.model.parameters())
-    assert all(torch.is_tensor(p) for member in scorer.members for p in member.model.parameters())
 
 
 def test_what_is_no_reward_model_is_refused(ensemble: list[Path], tmp_path: Path) -> None:

@@ -182,7 +182,7 @@ def test_the_first_example_is_shown_as_it_enters(
         (sft, ("+max_step=3",), 2, "max_step"),
         (sft, ("optim.learning_rat=3",), 1, "optim.learning_rat"),
         (sft, ("optim.lr_scheduler_type=cosin",), 2, "optim.lr_scheduler_type is 'cosin'"),
-        (sft, ("data=null",), 2, "Missing mandatory value: data"),
+        (sft, ("~data",), 2, "Missing mandatory value: data"),
         (sft, ("resume=nowhere",), 2, "resume=nowhere is no run folder"),
         (sft, ("model=./nowhere",), 2, "./nowhere"),
         (dpo, ("beta=0",), 2, "dpo: beta is 0"),
@@ -200,7 +200,7 @@ def test_a_mistake_is_told_in_one_message(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    given = {argument.partition("=")[0] for argument in arguments}
+    given = {argument.strip("~").partition("=")[0] for argument in arguments}
     assert command(monkeypatch, module, *(a for a in SMALL if a.partition("=")[0] not in given), *arguments) == code
     err = capsys.readouterr().err
     assert said in err

@@ -139,8 +139,10 @@ class RewardModel:
         return {name: stored.get(name, p.detach()).to(self.device) for name, p in [*own, (HEAD, self.head.weight)]}
 
     def _unmarked(self, text: str) -> str:
-        for token in self.tokenizer.all_special_tokens:
-            text = text.replace(token, "")
+        marks = self.tokenizer.all_special_tokens
+        while any(mark in text for mark in marks):  # taking one out can spell another
+            for mark in marks:
+                text = text.replace(mark, "")
         return text
 
     def _config(self) -> Any:

@@ -1,7 +1,7 @@
 """A job for the tests of the pipeline: ``fake_job.py <job> <override>... hydra.run.dir=<folder>`` in the place of
 ``python -m rlreason.<job> ...``. It leaves what the real one would, in no time, and does as ``control.json`` in the
-folder above ``run`` says: by folder, ``fail`` (an exit code), ``wait`` (for a signal), ``nothing`` (no summary), or
-``values`` (an evaluation's accuracy, reward and length).
+folder above ``run`` says: by folder, ``fail`` (an exit code), ``wait`` (for a signal), ``nothing`` (no summary),
+``steps`` (of the checkpoints) or ``values`` (an evaluation's accuracy, reward and length).
 
 Every start is a line of ``calls.jsonl`` there.
 """
@@ -44,6 +44,8 @@ def main() -> None:
         signal.signal(signal.SIGINT, leave(signals))
         signal.signal(signal.SIGTERM, leave(signals))
         (folder / "session").write_text(str(os.getsid(0)))
+        held = [os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.exists()]
+        (folder / "held").write_text("\n".join(held))
         (folder / "waiting").touch()
         while not signals:
             time.sleep(0.01)
@@ -61,7 +63,7 @@ def main() -> None:
     elif job == "sample":
         (folder / "sft.jsonl").write_text(f"{overrides}\n")
     else:
-        for step in (1, 2):
+        for step in control.get("steps", (1, 2)):
             checkpoint = folder / "checkpoints" / f"step-{step:06d}"
             checkpoint.mkdir(parents=True, exist_ok=True)
             (checkpoint / "config.json").touch()

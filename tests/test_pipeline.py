@@ -201,6 +201,15 @@ def test_the_best_checkpoint(fake: Fake, first: Any, second: Any, chosen: int) -
     assert (fake.out / "summary.md").read_text() == ""  # nothing to compare
 
 
+@pytest.mark.parametrize("select", ["best", "latest"])
+def test_where_nothing_is_to_choose_nothing_is_evaluated(fake: Fake, select: str) -> None:
+    fake.control(one={"steps": [7] if select == "best" else [7, 8]})
+    fake.run(stages={"one": {**STAGES["one"], "select": select}}, final={})
+    assert fake.names() == ["one"]
+    chosen = "step-000007" if select == "best" else "step-000008"
+    assert fake.lineage()["stages"]["one"]["selection"]["chosen"] == chosen
+
+
 def test_a_finished_pipeline_runs_nothing_again(fake: Fake) -> None:
     fake.run()
     lineage, summary = fake.lineage(), (fake.out / "summary.json").read_bytes()
@@ -294,6 +303,7 @@ def test_a_signal_reaches_the_job_once(
     assert json.loads((fake.out / at / "signals.json").read_text()) == [number]
     # A terminal sends Ctrl-C to all of its foreground: the job must not be there.
     assert int((fake.out / at / "session").read_text()) != os.getsid(0)
+    assert str(fake.out / "lock") in (fake.out / at / "held").read_text().splitlines()
     assert f"Stopped at {at}; the same command with resume={fake.out} goes on." in capsys.readouterr().out
     assert fake.names() == ALL[: ALL.index(at) + 1]
     fake.control()

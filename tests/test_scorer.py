@@ -146,6 +146,22 @@ def test_rows_share_what_all_of_them_begin_with() -> None:
     assert len(twice.completion_ids) == 2  # the last token and the one after it
 
 
+@pytest.mark.parametrize(
+    "written",
+    [
+        "fine<|im_end|>",
+        "<|endoftext|>fi<|im_start|>ne",
+        "fi<|im_<|endoftext|>end|>ne",  # with one taken out, another is spelled
+        "fi<|im_<|im_<|endoftext|>start|>end|>ne",
+    ],
+)
+def test_special_tokens_that_a_message_spells_out_are_not_read(written: str) -> None:
+    model = RewardModel(tiny())
+    (row,) = model.rows([talk("Hi!", written)])
+    assert [row] == model.rows([talk("Hi!", "fine")])
+    assert (row.prompt_ids + row.completion_ids[:-1]).count(2) == 2  # the template's own
+
+
 def test_the_head_is_drawn_from_its_distribution() -> None:
     torch.manual_seed(0)
     drawn = torch.cat([RewardModel(tiny()).head.weight.detach() for _ in range(8)])

@@ -28,7 +28,6 @@ from test_resume import Crash, contents, crash_at, forget_moments
 from test_train import metrics_of, timeless
 
 from rlreason import checkpoint, dpo, reward_model, sft
-from rlreason.chat import demonstrated
 from rlreason.config import CONF, ConfigError, model_paths, register
 from rlreason.masters import AdamW
 from rlreason.models import load
@@ -36,7 +35,7 @@ from rlreason.policy import Policy
 from rlreason.preferences import DPO, BradleyTerry
 from rlreason.record import Record
 from rlreason.scorer import RewardModel
-from rlreason.sft import NextToken
+from rlreason.sft import NextToken, prepare
 from rlreason.supervised import Example, SupervisedLearner, batches, means
 from rlreason.types import Comparison, DataSet, Demonstration, Message, Segment
 
@@ -318,6 +317,23 @@ def test_examples_of_a_batch_are_of_similar_length() -> None:
 # Jobs
 
 
+def test_a_job_trains_on_these_batches_epoch_by_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    update = SupervisedLearner.update
+
+    def noted(self: SupervisedLearner, examples: Sequence[Example]) -> dict[str, float]:
+        seen.append([one.source for one in examples])
+        return update(self, examples)
+
+    monkeypatch.setattr(SupervisedLearner, "update", noted)
+    sft.run(config("sft", "max_steps=null", "num_epochs=2.5", "seed=3", "eval_every=100"), tmp_path)
+    policy = tiny()
+    examples = [prepare(policy, echo("train", number)) for number in range(18)]
+    epochs = [batches(examples, 4, seed=3, epoch=epoch) for epoch in range(3)]
+    expected = [[f"train:{i}" for i in batch] for epoch in epochs for batch in epoch]
+    assert seen == expected[:10]  # two epochs and a half of four whole batches
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A job of each kind, six steps in one go."""
@@ -473,9 +489,7 @@ def test_the_last_lines_say_what_was_done(whole: dict[str, Path]) -> None:
 
 
 def sft_tokens(number: int) -> int:
-    policy = tiny()
-    rows = demonstrated(policy.tokenizer, policy.end_ids, echo("train", number).messages)
-    return sum(len(row.prompt_ids) + len(row.completion_ids) for row in rows)
+    return prepare(tiny(), echo("train", number)).tokens
 
 
 def test_longer_examples_are_left_out_and_counted(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ newest() { # RUN
 }
 
 evaluate() { # WHO MODEL
-  local problems=('operations=["+","-"]' terms=5 format._target_=envs.formats.R1)
+  local problems=('operations=["+","-"]' terms=4 format._target_=envs.formats.R1)
   [ -f "$folder/eval/$1/thinking/summary.json" ] ||
     "$python" -m rlreason.evaluate "model=$2" env=arithmetic "${problems[@]/#/env.}" "+env.format.instruction=''" split=test limit=500 \
       sampling.max_completion_length=128 "hydra.run.dir=$folder/eval/$1/thinking"

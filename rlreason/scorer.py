@@ -4,7 +4,8 @@ It renders text with its own tokenizer and template and never sees a policy's id
 policy. On disk it is what transformers calls a model for sequence classification with one label, which any tool reads,
 and ``reward_model.json`` beside it holds the mean and standard deviation that scores are normalised with.
 
-Left out: scores at other tokens than the last one (process reward models), and LoRA.
+Left out: scores at other tokens than the last one (process reward models), and LoRA. Where a template ends in the padding
+token, transformers' own model reads the token before it, and this one the last.
 """
 
 from __future__ import annotations

@@ -245,6 +245,8 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
             env = build(cfg, "reward")(env)
     seed = int(cfg.seed)
     seed_generators(seed)
+    if cfg.get("eval_kl") and algo.ref_model_sync_steps is not None:
+        raise ConfigError("eval_kl measures from the starting model, which algo.ref_model_sync_steps replaces: use one")
     policy = _policy(cfg, algo, accelerator)
     alarm = build(cfg, "alarm") if cfg.get("alarm") is not None else None
     with naming("engine"):

@@ -136,8 +136,9 @@ def table(results: Mapping[str, Any]) -> str:
     ]
     for name, found in results["runs"].items():
         gold, best = found["gold"], found["best"]
-        cells = (name, f"{found['kl'][-1]:.1f}", f"{found['proxy'][0]:.2f} to {found['proxy'][-1]:.2f}",
-                 f"{gold[0]:.3f}, {gold[best]:.3f} ({found['step'][best]}), {gold[-1]:.3f}", found["parted"] or "no")  # fmt: skip
+        change = f"{gold[0]:.3f}, {gold[best]:.3f} ({found['step'][best]}), {gold[-1]:.3f}"
+        cells = (name, f"{found['kl'][-1]:.1f}", f"{found['proxy'][0]:.2f} to {found['proxy'][-1]:.2f}", change,
+                 found["parted"] or "no")  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",

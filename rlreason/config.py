@@ -158,7 +158,7 @@ class PipelineSchema:
 
     name: str = MISSING
     resume: str | None = MISSING
-    model: str = MISSING
+    base_model: str = MISSING  # not `model`, which is a group of configurations
     vars: Any = MISSING
     stages: Any = MISSING
     validation: Any = MISSING

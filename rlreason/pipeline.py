@@ -95,7 +95,7 @@ class Pipeline:
 
     def final(self) -> dict[str, dict[str, Found]]:
         """By evaluation and stage: the starting model, and the chosen checkpoint of each stage that makes a policy."""
-        models = {START: self.recipe.model} | {
+        models = {START: self.recipe.base_model} | {
             stage.name: self.made[stage.name]["checkpoint"] for stage in self.recipe.stages if stage.job in POLICY_JOBS
         }
         return {

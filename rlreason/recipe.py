@@ -60,10 +60,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Recipe:
-    """``model`` is what the first stage starts from. ``validation`` are the overrides of the evaluation that chooses
-    checkpoints, ``final`` those of the evaluations at the end, by name."""
+    """``base_model`` is what the first stage starts from. ``validation`` are the overrides of the evaluation that
+    chooses checkpoints, ``final`` those of the evaluations at the end, by name."""
 
-    model: str
+    base_model: str
     stages: tuple[Stage, ...]
     validation: tuple[str, ...]
     final: Mapping[str, tuple[str, ...]]
@@ -90,7 +90,7 @@ def read(config: Mapping[str, Any]) -> Recipe:
     for name in final:
         if not _NAME.fullmatch(name):
             raise ConfigError(f"final.{name}: a name, which is a folder's, has letters, digits and _ only")
-    return Recipe(config["model"], tuple(stages), validation, final)
+    return Recipe(config["base_model"], tuple(stages), validation, final)
 
 
 def filled(overrides: Sequence[str], made: Mapping[str, Mapping[str, str]]) -> list[str]:
@@ -135,7 +135,7 @@ def _commands(recipe: Recipe) -> Iterator[tuple[str, str, Sequence[str]]]:
     for stage in recipe.stages:
         yield f"stages.{stage.name}", stage.job, stage.overrides
     for where, overrides in {"validation": recipe.validation, **recipe.final}.items():
-        yield where, "evaluate", [f"model={recipe.model}", *overrides]
+        yield where, "evaluate", [f"model={recipe.base_model}", *overrides]
 
 
 def _composed(job: str, overrides: Sequence[str]) -> DictConfig:

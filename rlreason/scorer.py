@@ -1,11 +1,11 @@
 """A reward model: a language model's trunk with a scalar head on its last token; and the scorer that RLHF uses.
 
-It renders text with its own tokenizer and template and never sees a policy's ids, so it may have another base than the
-policy. On disk it is what transformers calls a model for sequence classification with one label, which any tool reads,
-and ``reward_model.json`` beside it holds the mean and standard deviation that scores are normalised with.
+It renders text with its own tokenizer and template and never sees a policy's ids, so it may have another base than
+the policy. On disk it is what transformers calls a model for sequence classification with one label, which any tool
+reads, and ``reward_model.json`` beside it holds the mean and standard deviation that scores are normalised with.
 
-Left out: scores at other tokens than the last one (process reward models), and LoRA. Where a template ends in the padding
-token, transformers' own model reads the token before it, and this one the last.
+Left out: scores at other tokens than the last one (process reward models), and LoRA. Where a template ends in the
+padding token, transformers' own model reads the token before it, and this one the last.
 """
 
 from __future__ import annotations

@@ -398,8 +398,10 @@ def composed(call: Sequence[str]) -> DictConfig:
     """The config of a recorded command: every override must be one that Hydra takes."""
     dash, module, *overrides = call
     assert dash == "-m"
-    name = {"rlreason.train": "train", "rlreason.evaluate": "evaluate"}[module]
-    return config(name, model_paths([o for o in overrides if o != "-m" and not o.startswith(("hydra.", "seed="))]))
+    return config(
+        module.removeprefix("rlreason."),
+        model_paths([o for o in overrides if o != "-m" and not o.startswith(("hydra.", "seed="))]),
+    )
 
 
 def test_arithmetic_run_sh(tmp_path: Path) -> None:
@@ -484,6 +486,8 @@ def test_algorithms_run_sh(tmp_path: Path) -> None:
         ("experiments/algorithms/run.sh", []),
         ("experiments/arithmetic/run.sh", []),
         ("experiments/gsm8k/run.sh", ["some/folder"]),
+        ("experiments/reasoning/run.sh", []),
+        ("experiments/rlhf_overoptimisation/run.sh", []),
     ],
 )
 def test_run_sh_says_how_it_is_used(path: str, too_few: list[str], tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ STAGES: dict[str, Any] = {
     "four": {"job": "sft", "overrides": ["model={three.checkpoint}", "data=accepted_traces", "data.path={one.run}"]},
 }
 RECIPE: dict[str, Any] = {
-    "model": "tiny", "stages": STAGES, "validation": ["limit=4"], "final": {"test": ["split=test", "limit=8"]},
+    "base_model": "tiny", "stages": STAGES, "validation": ["limit=4"], "final": {"test": ["split=test", "limit=8"]},
 }  # fmt: skip
 
 
@@ -559,6 +559,9 @@ def test_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsy
     monkeypatch.setattr(Runner, "run", lambda self, command, log: (begun.append(command[-1]), Ended(7, ()))[1])
     assert command(f"resume={out}") == 2  # that pipeline's own recipe
     assert begun == [f"hydra.run.dir={out}/rl"]
+    assert command("+recipe=tiny", "base_model=some/model", "name=other") == 2
+    (other,) = (tmp_path / "runs" / "other").iterdir()
+    assert "rlreason.train model=some/model " in (other / "lineage.json").read_text()
     assert command("resume=nowhere") == 2
     assert "resume=nowhere" in capsys.readouterr().err
     assert command() == 2

@@ -68,7 +68,7 @@ def trained(run: Path) -> dict[str, Any]:
     return {
         "minutes": float(steps["step_time"].sum() / 60),
         "curves": {name: numbers(curves[name]) for name in curves},
-        "entropy": numbers(steps["entropy"]),
+        "entropy": numbers(steps["entropy"]) if "entropy" in steps else [],  # of steps with an update
         "held_out": {"step": numbers(held_out["step"]), "accuracy": numbers(held_out["eval/arithmetic/accuracy"])},
         **origin(manifest),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 from types import FrameType, TracebackType
@@ -30,7 +31,10 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
-        print(f"\n{signal.Signals(number).name}: finishing this step, then saving. Again to stop at once.", flush=True)
+        with contextlib.suppress(OSError, ValueError):  # the reader of a pipe has left: saving goes on all the same
+            print(
+                f"\n{signal.Signals(number).name}: finishing this step, then saving. Again to stop at once.", flush=True
+            )
 
     def _restore(self) -> None:
         for number, handler in self._before.items():

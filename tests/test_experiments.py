@@ -486,6 +486,7 @@ def test_algorithms_run_sh(tmp_path: Path) -> None:
         ("experiments/algorithms/run.sh", []),
         ("experiments/arithmetic/run.sh", []),
         ("experiments/gsm8k/run.sh", ["some/folder"]),
+        ("experiments/r1/run.sh", ["some/folder"]),
         ("experiments/reasoning/run.sh", []),
         ("experiments/rlhf_overoptimisation/run.sh", []),
     ],

@@ -108,6 +108,54 @@ def test_reasoning_run_sh(tmp_path: Path) -> None:
             assert (cfg.split, cfg.limit) == ("test", 500)
 
 
+def test_r1_results_are_those_of_the_pipeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A pipeline of two stages, as far as its results go: the runs are real, what they were run for is not."""
+    folder, out = tmp_path / "study", tmp_path / "out"
+    few = [f"env.{problem}" for problem in PROBLEMS] + [
+        "model=tiny",
+        "split=test",
+        "limit=6",
+        "sampling.max_completion_length=8",
+    ]
+    for stage in ("start", "cold_start", "rejection"):
+        evaluate.run(config("evaluate", few), folder / "final" / "test" / stage)
+        (folder / stage).mkdir()
+        (folder / stage / "metrics.jsonl").write_text("", encoding="utf-8")
+        manifest = (folder / "final/test" / stage / "manifest.json").read_bytes()
+        (folder / stage / "manifest.json").write_bytes(manifest)
+        (folder / stage / "summary.json").write_text(json.dumps({"kept": 3}), encoding="utf-8")
+    attempts = [
+        {"began": "2026-01-01T10:00:00+00:00", "ended": "2026-01-01T10:30:00+00:00", "exit_code": 143},
+        {"began": "2026-01-01T11:00:00+00:00", "ended": "2026-01-01T11:15:00+00:00", "exit_code": 0},
+        {"began": "2026-01-01T12:00:00+00:00", "ended": None, "exit_code": None},
+    ]
+    stages = {name: {"job": "sft", "attempts": attempts} for name in ("cold_start", "rejection")}
+    (folder / "lineage.json").write_text(json.dumps({"stages": stages}), encoding="utf-8")
+    results = script("experiments/r1/collect.py").main(folder, out)
+    assert [*results["test"]] == ["start", "cold_start", "rejection"]
+    assert results["stages"]["cold_start"]["minutes"] == 45
+    assert results["gained"]["cold_start"]["mean"] == 0  # the same model
+    traces = read_traces(folder / "final/test/start", ["correct", "completion_tokens"])
+    start = results["test"]["start"]
+    assert start["right"] == traces["correct"].sum()
+    assert start["accuracy"]["n"] == 6
+    assert start["thought"]["mean"] == fmean(traces["completion_tokens"])  # no </think>: all of it
+    assert cells(capsys.readouterr().out, "cold_start")[-1] == "45"
+    assert len(json_lines(out / "traces-sample.jsonl")) == 3 * 4
+
+
+def test_r1_run_sh(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    arguments = ["data", "study", "base_model=tiny"]
+    (call,) = recorded("experiments/r1/run.sh", arguments, tmp_path)
+    assert call[:3] == ["-m", "rlreason.pipeline", "+recipe=r1"]
+    cfg = composed(call)
+    assert (cfg.vars.data_dir, cfg.base_model, cfg.resume) == (str(tmp_path / "data"), "tiny", None)
+    (tmp_path / "study" / "config.yaml").touch()
+    again = recorded("experiments/r1/run.sh", arguments, tmp_path)[-1]
+    assert f"resume={tmp_path / 'study'}" in again
+
+
 @pytest.fixture(scope="module")
 def optimised(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs against a scorer that loves length, best-of-n by it, and a reward model of the tiny model."""

@@ -488,6 +488,7 @@ def test_algorithms_run_sh(tmp_path: Path) -> None:
         ("experiments/gsm8k/run.sh", ["some/folder"]),
         ("experiments/r1/run.sh", ["some/folder"]),
         ("experiments/reasoning/run.sh", []),
+        ("experiments/reward_model/run.sh", ["some/file"]),
         ("experiments/rlhf_overoptimisation/run.sh", []),
     ],
 )

@@ -199,6 +199,29 @@ def test_overoptimisation_results_are_those_of_the_runs(
     assert {line["run"] for line in json_lines(tmp_path / "traces-sample.jsonl")} == {"free-1", "kl-1"}
 
 
+def test_reward_model_results_are_those_of_the_runs(
+    optimised: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    study = tmp_path / "study"
+    study.mkdir()
+    (study / "hh-1").symlink_to(optimised / "rm-1")
+    results = script("experiments/reward_model/collect.py").main(study, tmp_path / "out")
+    summary = json.loads((optimised / "rm-1" / "summary.json").read_text(encoding="utf-8"))
+    assert results["hh-1"]["accuracy"] == summary["accuracy"]
+    assert results["hh-1"]["held_out_loss"] == [summary[when]["eval/synthetic/loss"] for when in ("before", "after")]
+    assert cells(capsys.readouterr().out, "hh-1")[2] == str(summary["accuracy"]["all"]["n"])
+    assert (tmp_path / "out" / "calibration.png").read_bytes().startswith(PNG)
+
+
+def test_reward_model_run_sh(tmp_path: Path) -> None:
+    (tmp_path / "pairs.jsonl.gz").touch()
+    calls = recorded("experiments/reward_model/run.sh", ["pairs.jsonl.gz", "study"], tmp_path)
+    configs = [composed(call) for call in calls]
+    assert [cfg.name for cfg in configs] == ["reward_model_synthetic"] + ["reward_model_hh"] * 3
+    assert {cfg.data.source.train for cfg in configs[1:]} == {str(tmp_path / "pairs.jsonl.gz")}
+    assert [next(o for o in call if o.startswith("seed=")) for call in calls[1:]] == ["seed=1", "seed=2", "seed=3"]
+
+
 def test_overoptimisation_run_sh(tmp_path: Path) -> None:
     study = tmp_path / "study"
     calls = recorded("experiments/rlhf_overoptimisation/run.sh", ["study"], tmp_path)

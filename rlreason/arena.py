@@ -40,7 +40,7 @@ from rlreason.remembered import Ledger
 from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed
-from rlreason.session import check_prompts
+from rlreason.session import asked_size, check_prompts
 from rlreason.signals import StopSignal
 from rlreason.tracking import NoTracker
 from rlreason.types import Engine, Env, Message, Sampling
@@ -208,7 +208,7 @@ def run(cfg: DictConfig, out: Path) -> None:
     sampling: Sampling = build(cfg, "sampling")
     judge: Judge = build(cfg, "judge")
     env: Env = build(cfg, "env")
-    size = _size(cfg, env)
+    size = asked_size(cfg, env)
     root = Path(__file__).resolve().parent.parent
     origin = manifest(seed=cfg.seed, model=config["models"], env=env.manifest(), root=root)
     record = Record(out, config=config, manifest=origin, env=env.name, console=Quiet(), tracker=NoTracker())
@@ -331,15 +331,6 @@ def _check(config: Mapping[str, Any]) -> None:
         raise ConfigError(f"prior_draws is {config['prior_draws']}; it must be above 0: it keeps ratings finite")
     if not 0 < config["confidence"] < 1:
         raise ConfigError(f"confidence is {config['confidence']}; it must lie between 0 and 1, such as 0.95")
-
-
-def _size(cfg: DictConfig, env: Env) -> int:
-    with naming("split"):
-        split = env.split(cfg.split)
-    sizes: list[int] = [n for n in (cfg.limit, split.size) if n is not None]
-    if not sizes:
-        raise ConfigError(f"the split {cfg.split!r} of {env.name} is endless: give a limit")
-    return min(sizes)
 
 
 def _write(out: Path, board: Board) -> None:

@@ -40,8 +40,8 @@ from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed
 from rlreason.selection import Kept, Sample, Selected, Selection
-from rlreason.session import check_prompts
-from rlreason.signals import StopSignal
+from rlreason.session import asked_size, check_prompts
+from rlreason.signals import StopSignal, leave
 from rlreason.stats import estimate, pass_at_k
 from rlreason.tracking import NoTracker
 from rlreason.types import Engine, Env, Episode, Message, Rollout, Sampling
@@ -104,7 +104,7 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     selection: Selection = build(cfg, "selection")
     console: ConsoleConfig = build(cfg, "console")
     env: Env = build(cfg, "env")
-    size = _size(cfg, env)
+    size = asked_size(cfg, env)
     posed = _posed(cfg, env, size)
     _check_verdict(env, cfg.split, selection)
     with naming("model"):
@@ -141,9 +141,7 @@ def run(cfg: DictConfig, out: Path) -> float | None:
                     record.step(step, metrics, rollouts)
                 signal = max(gather_object([stop.number]))
                 if signal and step < sampler.steps:
-                    if record:
-                        print(f"Stopped after step {step}; the same command with resume={out} goes on.", flush=True)
-                    raise SystemExit(128 + signal)
+                    leave(signal, step, out, speak=record is not None)
             return _finish(record, cfg, sampler, selection, posed) if record else None
         finally:
             if record:
@@ -230,15 +228,6 @@ def summarise(samples: Sequence[Sample], selected: Selected, *, k: Sequence[int]
         if values:
             found[f"pass@{n}"] = asdict(estimate(values))
     return found
-
-
-def _size(cfg: DictConfig, env: Env) -> int:
-    with naming("split"):
-        split = env.split(cfg.split)
-    sizes: list[int] = [n for n in (cfg.limit, split.size) if n is not None]
-    if not sizes:
-        raise ConfigError(f"the split {cfg.split!r} of {env.name} is endless: give a limit")
-    return min(sizes)
 
 
 def _check_verdict(env: Env, split: str, selection: Selection) -> None:

@@ -38,7 +38,7 @@ from rlreason.profiling import StepProfiler
 from rlreason.record import Record
 from rlreason.rollout import Collected, Collector
 from rlreason.sampler import UniformSampler, derived_seed
-from rlreason.signals import StopSignal
+from rlreason.signals import StopSignal, leave
 from rlreason.types import Batch, Engine, Env, Rollout, Sampling
 
 
@@ -133,9 +133,7 @@ class Session:
             with self.clock.measure("checkpoint"):
                 checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
         if signal and not last:
-            if self.record:
-                print(f"Stopped after step {step}; the same command with resume={self.out} goes on.", flush=True)
-            raise SystemExit(128 + signal)
+            leave(signal, step, self.out, speak=self.record is not None)
 
     def finish(self) -> float | None:
         """``summary.json``, and the last validation accuracy."""
@@ -336,6 +334,16 @@ def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sa
                 f"sampling.max_completion_length={sampling.max_completion_length} it exceeds the model's context of "
                 f"{policy.context}; shorten the completions or leave the problem out"
             )
+
+
+def asked_size(cfg: DictConfig, env: Env) -> int:
+    """How many problems ``cfg.limit`` of ``cfg.split`` are. Raises ConfigError for all of an endless split."""
+    with naming("split"):
+        split = env.split(cfg.split)
+    sizes: list[int] = [n for n in (cfg.limit, split.size) if n is not None]
+    if not sizes:
+        raise ConfigError(f"the split {cfg.split!r} of {env.name} is endless: give a limit")
+    return min(sizes)
 
 
 def _policy(cfg: DictConfig, algo: Algo, accelerator: Accelerator) -> Policy:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
+from pathlib import Path
 from types import FrameType, TracebackType
+from typing import NoReturn
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+def leave(number: int, step: int, out: Path, *, speak: bool) -> NoReturn:
+    """End the process after signal ``number``, all being saved; say how to go on, on the process that may ``speak``."""
+    if speak:
+        print(f"Stopped after step {step}; the same command with resume={out} goes on.", flush=True)
+    raise SystemExit(128 + number)
 
 
 class StopSignal:

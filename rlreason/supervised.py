@@ -35,7 +35,7 @@ from rlreason.masters import AdamW, Masters, Part
 from rlreason.record import Record
 from rlreason.sampler import derived_seed
 from rlreason.session import resumed_from, seed_generators
-from rlreason.signals import StopSignal
+from rlreason.signals import StopSignal, leave
 from rlreason.stats import estimate
 from rlreason.types import Batch, DataSet, Segment
 
@@ -291,9 +291,7 @@ class Fit:
             with self.clock.measure("checkpoint"):
                 checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
         if signal and not last:
-            if self.record:
-                print(f"Stopped after step {step}; the same command with resume={self.out} goes on.", flush=True)
-            raise SystemExit(128 + signal)
+            leave(signal, step, self.out, speak=self.record is not None)
 
     def finish(self, more: Mapping[str, Any] = MappingProxyType({})) -> dict[str, float]:
         """``summary.json``: first and last value of everything evaluated, the totals, and ``more``. Returns what was

@@ -621,7 +621,8 @@ def test_wandb_offline_writes_a_run_and_continues_it(
         assert wandb.run is None
     finally:
         wandb.teardown()  # waits until the files are whole
-    assert caplog.records == []
+    # Below a warning wandb may say what it likes, which is heard where another test has had TRL import it.
+    assert [record for record in caplog.records if record.levelno >= logging.WARNING] == []
     assert capfd.readouterr() == ("", "")
     ids = [(out / "wandb_id.txt").read_text().strip() for out in (one, two)]
     assert ids[0] != ids[1]

@@ -14,9 +14,9 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from rlreason.config import CONF, build, continued, guarded, naming, start
+from rlreason.fit import fit, open_fit
 from rlreason.policy import Policy
 from rlreason.preferences import DPO, completions
-from rlreason.supervised import fit, open_fit
 
 
 def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[Policy, DPO]:

@@ -13,9 +13,10 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rlreason.chat import demonstrated
+from rlreason.examples import Example
 from rlreason.policy import Policy
 from rlreason.scorer import RewardModel
-from rlreason.supervised import Example, Losses
+from rlreason.supervised import Losses
 from rlreason.types import Batch, Comparison
 
 

@@ -20,12 +20,12 @@ from omegaconf import DictConfig
 
 from rlreason import checkpoint
 from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, start
+from rlreason.fit import Fit, fit, open_fit
 from rlreason.pair_stats import calibration, length_bias, report_table
 from rlreason.policy import Policy
 from rlreason.preferences import BradleyTerry, conversations
 from rlreason.scorer import RewardModel, write_facts
 from rlreason.stats import estimate
-from rlreason.supervised import Fit, fit, open_fit
 
 
 def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[RewardModel, BradleyTerry]:

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, gather_object
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from rlreason import checkpoint
 from rlreason.alarm import PartingAlarm, told
@@ -27,7 +27,7 @@ from rlreason.algo import Algo
 from rlreason.analysis.load import read_metrics
 from rlreason.batch import collate, micro_batches
 from rlreason.clock import Clock
-from rlreason.config import ConfigError, build, check_same_run, naming, resolved
+from rlreason.config import ConfigError, build, naming, resolved
 from rlreason.evaluate import evaluate, greedy, summarise
 from rlreason.learner import Learner
 from rlreason.manifest import manifest
@@ -36,6 +36,7 @@ from rlreason.perf import Cost, Work, cost_of, peak, speeds, work_of
 from rlreason.policy import Policy
 from rlreason.profiling import StepProfiler
 from rlreason.record import Record
+from rlreason.resume import check_begun
 from rlreason.rollout import Collected, Collector
 from rlreason.sampler import UniformSampler, derived_seed
 from rlreason.signals import StopSignal, leave
@@ -364,11 +365,7 @@ def resumed_from(cfg: DictConfig, config: dict[str, Any], max_steps: int) -> Pat
     if cfg.resume is None:
         return None
     folder = Path(cfg.resume)
-    if not (folder / "config.yaml").is_file():
-        raise ConfigError(f"resume={folder} is no run folder: it has no config.yaml (looked in {Path.cwd()})")
-    saved = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(saved, dict)
-    check_same_run(config, {str(key): value for key, value in saved.items()}, folder)
+    check_begun(config, folder)
     checkpoints = checkpoint.found(folder)
     if not checkpoints:
         print(f"{folder} holds no checkpoint yet: starting it again from step 0.")

@@ -16,8 +16,10 @@ from omegaconf import DictConfig
 
 from rlreason.chat import demonstrated
 from rlreason.config import CONF, build, continued, guarded, naming, start
+from rlreason.examples import Example
+from rlreason.fit import fit, open_fit
 from rlreason.policy import Policy
-from rlreason.supervised import Example, Losses, fit, open_fit, per_example
+from rlreason.supervised import Losses, per_example
 from rlreason.types import Batch, Demonstration
 
 

@@ -20,11 +20,12 @@ from helpers import plain, plain_logp, tiny, tiny_folder
 from test_supervised import gradient_of, settings, talk
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
+from rlreason.examples import Example
 from rlreason.models import CHATML_TEMPLATE
 from rlreason.policy import Policy
 from rlreason.preferences import DPO, BradleyTerry, bradley_terry, completions, conversations, dpo
 from rlreason.scorer import RewardModel
-from rlreason.supervised import Example, SupervisedLearner
+from rlreason.supervised import SupervisedLearner
 from rlreason.types import Comparison, Segment
 
 pytestmark = [  # see test_trl

@@ -6,7 +6,6 @@ import io
 import json
 import math
 import random
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from rich.console import Console
 from safetensors.torch import load_file
 from test_scorer import untied_folder
-from test_supervised import Made, config, talk
+from test_supervised import Made, config, made, talk
 from test_train import metrics_of
 
 from rlreason import reward_model
@@ -25,37 +24,29 @@ from rlreason.scorer import FACTS, load_scorer
 from rlreason.types import Comparison
 
 
-@dataclass(frozen=True)
-class Rule(Made):
+def exclaiming(split: str, number: int, *, by_chance: bool = False) -> Comparison:
     """Of two answers, the one that ends in "!" is the better one. ``by_chance``: the label is a coin's.
 
     The longer answer is the chosen one in 3 of 4 pairs, in the validation split too."""
-
-    by_chance: bool = False
-
-    def example(self, split: str, number: int) -> Comparison:
-        chance = random.Random(f"{split}{number}")
-        word = "".join(chance.choice("abcdefgh") for _ in range(4))
-        good, bad = f"{word}{'a' * (2 if number % 4 else 0)}!", f"{word}{'a' * (0 if number % 4 else 2)}."
-        if self.by_chance and chance.random() < 0.5:
-            good, bad = bad, good
-        chosen, rejected = (talk("", text)[1:] for text in (good, bad))
-        return Comparison(
-            talk(f"{word}?"), chosen, rejected, category=("odd", "even")[number % 2 == 0], source=f"{number}"
-        )
+    chance = random.Random(f"{split}{number}")
+    word = "".join(chance.choice("abcdefgh") for _ in range(4))
+    good, bad = f"{word}{'a' * (2 if number % 4 else 0)}!", f"{word}{'a' * (0 if number % 4 else 2)}."
+    if by_chance and chance.random() < 0.5:
+        good, bad = bad, good
+    chosen, rejected = (talk("", text)[1:] for text in (good, bad))
+    return Comparison(talk(f"{word}?"), chosen, rejected, category=("odd", "even")[number % 2 == 0], source=f"{number}")
 
 
 LEARNS = ("max_steps=40", "batch_size=8", "save_every=40", "eval_every=40", "optim.learning_rate=3e-3")
 
 
-def made(*, by_chance: bool = False) -> str:
-    return f"{{_target_: test_reward_model.Rule, sizes: {{train: 64, validation: 40}}, by_chance: {by_chance}}}"
+RULE = made("test_reward_model.exclaiming", train=64, validation=40)
 
 
 @pytest.fixture(scope="module")
 def learned(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("rule") / "run"
-    accuracy = reward_model.run(config("reward_model", *LEARNS, data=made()), out)
+    accuracy = reward_model.run(config("reward_model", *LEARNS, data=RULE), out)
     assert accuracy == metrics_of(out)[-1]["eval/made/accuracy"]
     return out
 
@@ -88,7 +79,7 @@ def test_the_summary_has_the_report(learned: Path, capsys: pytest.CaptureFixture
 def scores_of(out: Path) -> list[float]:
     """Raw scores of the held-out texts, chosen and rejected in turn, by the scorer."""
     (member,) = (scorer := load_scorer([str(out)], dtype="float32")).members
-    pairs = Rule({"validation": 40}).split("validation")
+    pairs = Made(exclaiming, {"validation": 40}).split("validation")
     texts = [[*pair.prompt, *side] for pair in pairs for side in (pair.chosen, pair.rejected)]
     return [score * member.std + member.mean for (score,) in scorer(texts)]
 
@@ -111,7 +102,8 @@ def test_scores_are_normalised_on_the_held_out_pairs(learned: Path) -> None:
 
 def test_labels_of_chance_are_not_learned(tmp_path: Path) -> None:
     """Or something besides the texts gives the label away."""
-    reward_model.run(config("reward_model", *LEARNS, data=made(by_chance=True)), tmp_path / "run")
+    chance = made("test_reward_model.exclaiming", train=64, validation=40, more="by_chance: true")
+    reward_model.run(config("reward_model", *LEARNS, data=chance), tmp_path / "run")
     found = json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"]["all"]["mean"]
     assert abs(found - 0.5) < 4 * math.sqrt(0.25 / 40)
 
@@ -120,17 +112,17 @@ def test_an_untied_base_is_trained_too(tmp_path: Path) -> None:
     base = untied_folder(tmp_path)
     small = ("max_steps=4", "save_every=2", "eval_every=4", "model.dtype=bfloat16", "optim.weight_decay=0.1")
     out = tmp_path / "run"
-    reward_model.run(config("reward_model", f"model={base}", *small, data=made()), out)
+    reward_model.run(config("reward_model", f"model={base}", *small, data=RULE), out)
     before, after = (load_file(f / "model.safetensors") for f in (base, out / "checkpoints" / "step-000004"))
     assert after.keys() - before.keys() == {"score.weight"}
     assert before.keys() - after.keys() == {"lm_head.weight"}
     assert all(not torch.equal(after[name], before[name]) for name in before.keys() & after.keys())
     assert load_scorer([str(out)])([talk("?", "!")])
-    reward_model.run(config("reward_model", f"model={base}", *small, data=made()), out)  # it can be taken up again
+    reward_model.run(config("reward_model", f"model={base}", *small, data=RULE), out)  # it can be taken up again
 
 
 def test_scores_need_held_out_pairs(tmp_path: Path) -> None:
-    data = "{_target_: test_reward_model.Rule, sizes: {train: 8, validation: 0}}"
+    data = made("test_reward_model.exclaiming", train=8, validation=0)
     with pytest.raises(ConfigError, match="data: made has no validation pair"):
         reward_model.run(config("reward_model", data=data), tmp_path / "run")
     assert not list(tmp_path.rglob("step-*"))
@@ -139,7 +131,7 @@ def test_scores_need_held_out_pairs(tmp_path: Path) -> None:
 def test_seeds_make_different_members(tmp_path: Path) -> None:
     small = ("max_steps=2", "save_every=2", "eval_every=2")
     for seed in (1, 2):
-        reward_model.run(config("reward_model", *small, f"seed={seed}", data=made()), tmp_path / f"{seed}")
+        reward_model.run(config("reward_model", *small, f"seed={seed}", data=RULE), tmp_path / f"{seed}")
     scorer = load_scorer([str(tmp_path / "1"), str(tmp_path / "2")], dtype="float32")
     ((one, other),) = scorer([talk("?", "!")])
     assert one != other

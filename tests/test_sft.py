@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from helpers import plain_logp
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_resume import Crash, crash_at
-from test_supervised import Made, config, talk
+from test_supervised import config, made, talk
 from test_train import metrics_of, timeless
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -26,24 +25,17 @@ from rlreason.masters import AdamW
 from rlreason.types import Comparison, Demonstration
 
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
-ECHOES = "{_target_: test_supervised.Echoes, sizes: {train: 12, validation: 4}}"
+ECHOES = made("test_supervised.echo", train=12, validation=4)
 
 
-@dataclass(frozen=True)
-class Answers(Made):
+def ok(split: str, number: int) -> Demonstration:
     """Whatever is asked, the answer is "ok"."""
-
-    def example(self, split: str, number: int) -> Demonstration:
-        return Demonstration(talk(f"{split} {number}?", "ok"), f"{split}:{number}")
+    return Demonstration(talk(f"{split} {number}?", "ok"), f"{split}:{number}")
 
 
-@dataclass(frozen=True)
-class Preferred(Made):
-    """Whatever is asked, "ok" is better than "no"."""
-
-    def example(self, split: str, number: int) -> Comparison:
-        chosen, rejected = talk("", "ok")[1:], talk("", "no")[1:]
-        return Comparison(talk(f"{split} {number}?"), chosen, rejected, source=f"{split}:{number}")
+def ok_rather_than_no(split: str, number: int) -> Comparison:
+    chosen, rejected = talk("", "ok")[1:], talk("", "no")[1:]
+    return Comparison(talk(f"{split} {number}?"), chosen, rejected, source=f"{split}:{number}")
 
 
 def logp_of(folder: Path, answer: str) -> float:
@@ -61,7 +53,7 @@ LEARNS = ("max_steps=40", "save_every=40", "eval_every=40", "optim.learning_rate
 @pytest.fixture(scope="module")
 def taught(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("sft") / "run"
-    data = "{_target_: test_sft.Answers, sizes: {train: 16, validation: 4}}"
+    data = made("test_sft.ok", train=16, validation=4)
     last = sft.run(config("sft", *LEARNS, "seed=3", data=data), out)
     assert last == metrics_of(out)[-1]["eval/made/loss"]
     return out
@@ -100,7 +92,7 @@ def test_what_was_demonstrated_is_learned(taught: Path) -> None:
 def test_dpo_learns_what_is_preferred(taught: Path, tmp_path: Path) -> None:
     """From a model that says "ok" already; its answers part from "no" further, and loss and accuracy say so."""
     base = taught / "checkpoints" / "step-000040"
-    data = "{_target_: test_sft.Preferred, sizes: {train: 16, validation: 4}}"
+    data = made("test_sft.ok_rather_than_no", train=16, validation=4)
     small = ("max_steps=10", "save_every=10", "eval_every=10", "optim.learning_rate=1e-3", "beta=0.5")
     last = dpo.run(config("dpo", f"model={base}", *small, data=data), tmp_path / "run")
     lines = metrics_of(tmp_path / "run")

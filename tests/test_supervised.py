@@ -29,6 +29,7 @@ from test_train import metrics_of, timeless
 
 from rlreason import checkpoint, dpo, reward_model, sft
 from rlreason.config import CONF, ConfigError, model_paths, register
+from rlreason.examples import Example, batches
 from rlreason.masters import AdamW
 from rlreason.models import load
 from rlreason.policy import Policy
@@ -36,7 +37,7 @@ from rlreason.preferences import DPO, BradleyTerry
 from rlreason.record import Record
 from rlreason.scorer import RewardModel
 from rlreason.sft import NextToken, prepare
-from rlreason.supervised import Example, SupervisedLearner, batches, means
+from rlreason.supervised import SupervisedLearner, means
 from rlreason.types import Comparison, DataSet, Demonstration, Message, Segment
 
 # Data sets
@@ -48,16 +49,14 @@ def talk(*texts: str) -> list[Message]:
 
 @dataclass(frozen=True)
 class Made:
-    """``sizes`` examples of its splits, each a function of its number."""
+    """``sizes`` examples of its splits, each a function of the split and its number."""
 
+    example: Callable[[str, int], Any]
     sizes: Mapping[str, int]
     name: str = "made"
 
     def split(self, name: str) -> Sequence[Any]:
         return [self.example(name, i) for i in range(self.sizes[name])]
-
-    def example(self, split: str, number: int) -> Any:
-        raise NotImplementedError
 
     def manifest(self) -> dict[str, Any]:
         return {"name": self.name}
@@ -79,23 +78,20 @@ def liking_capitals(split: str, number: int) -> Comparison:
     return Comparison(prompt, chosen, rejected, margin=0.5, category=category, source=f"{split}:{number}")
 
 
-@dataclass(frozen=True)
-class Echoes(Made):
-    def example(self, split: str, number: int) -> Demonstration:
-        return echo(split, number)
-
-
-@dataclass(frozen=True)
-class Capitals(Made):
-    def example(self, split: str, number: int) -> Comparison:
-        return liking_capitals(split, number)
+def made(example: str, *, train: int, validation: int, more: str = "") -> str:
+    """The override of ``data`` that makes it ``Made`` of the function ``example``, named by its module; ``more`` is
+    for the function."""
+    function = f"{{_target_: {example}, _partial_: true{more and ', ' + more}}}"
+    return (
+        f"{{_target_: test_supervised.Made, example: {function}, sizes: {{train: {train}, validation: {validation}}}}}"
+    )
 
 
 SMALL = (
     "model=tiny", "logger.mode=disabled", "console.quiet=true", "console.trace_every=0", "batch_size=4",
     "optim.learning_rate=3e-3", "optim.warmup_steps=2", "max_steps=6", "save_every=3", "eval_every=2",
 )  # fmt: skip
-DATA = {"sft": "Echoes", "dpo": "Capitals", "reward_model": "Capitals"}
+DATA = {"sft": "echo", "dpo": "liking_capitals", "reward_model": "liking_capitals"}
 RUN: dict[str, Callable[[DictConfig, Path], float | None]] = {
     "sft": sft.run, "dpo": dpo.run, "reward_model": reward_model.run,
 }  # fmt: skip
@@ -104,9 +100,9 @@ RUN: dict[str, Callable[[DictConfig, Path], float | None]] = {
 def config(job: str, *overrides: str, data: str | None = None) -> DictConfig:
     """What ``python -m rlreason.<job>`` would make of ``SMALL`` and the overrides, on one of the data sets here."""
     register()
-    made = data or f"{{_target_: test_supervised.{DATA[job]}, sizes: {{train: 18, validation: 7}}}}"
+    data = data or made(f"test_supervised.{DATA[job]}", train=18, validation=7)
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
-        return compose(job, overrides=model_paths([f"data={made}", *SMALL, *overrides]))
+        return compose(job, overrides=model_paths([f"data={data}", *SMALL, *overrides]))
 
 
 # Examples and their gradients
@@ -460,20 +456,18 @@ def test_a_mistake_is_told_before_any_work(overrides: tuple[str, ...], said: str
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-@dataclass(frozen=True)
-class Unanswered(Made):
-    def example(self, split: str, number: int) -> Demonstration:
-        return Demonstration(talk("Say!"), f"here:{number}") if number == 2 else echo(split, number)
+def unanswered_once(split: str, number: int) -> Demonstration:
+    return Demonstration(talk("Say!"), f"here:{number}") if number == 2 else echo(split, number)
 
 
 def test_an_example_that_cannot_be_used_is_named(tmp_path: Path) -> None:
-    data = "{_target_: test_supervised.Unanswered, sizes: {train: 5, validation: 1}}"
+    data = made("test_supervised.unanswered_once", train=5, validation=1)
     with pytest.raises(ConfigError, match=r"data: here:2: the conversation has no assistant's turn"):
         sft.run(config("sft", data=data), tmp_path)
 
 
 def test_a_data_set_is_what_is_made_up_here() -> None:
-    data: DataSet[Demonstration] = Echoes({"train": 3})
+    data: DataSet[Demonstration] = Made(echo, {"train": 3})
     assert [one.source for one in data.split("train")] == ["train:0", "train:1", "train:2"]
 
 

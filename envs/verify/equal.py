@@ -12,11 +12,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Any
 
 import sympy
 
 from envs.verify import units
+from envs.verify.names import is_name, variable
 from envs.verify.nodes import (
     Formula,
     Group,
@@ -30,7 +30,8 @@ from envs.verify.nodes import (
     SetOperation,
     Words,
 )
-from envs.verify.symbolic import NotAFormula, rounds_to, same_function, same_value, to_sympy
+from envs.verify.sets import MIRRORED, as_set, same_set
+from envs.verify.symbolic import NotAFormula, rounds_to, same_function, same_value, value_of
 
 
 def equal(gold: Node, answer: Node) -> bool:
@@ -121,24 +122,6 @@ def _scaled(value: Node, factor: Fraction) -> Node:
 
 # --- relations ---------------------------------------------------------------------------------------------------
 
-_SYMBOL = r"(?:[A-Za-z]|\\[a-z]+)(?:_(?:\{[^{}]*\}|[A-Za-z0-9]))?'*"
-_NAME = re.compile(
-    rf"""{_SYMBOL}(?:\^\{{-1\}})?(?:[ ]*\([^()=]*\))?            # x, x_1, f(x), f^{{-1}}(x)
-    |[A-Z]{{2,4}}|\|?[A-Z]{{2}}\|?|[A-Z]\([^=]*\)             # AB, ABC, |AB|, P(A)
-    |m?[ ]*\\(?:angle|triangle|overline|vec|hat|bar|widehat)[ ]*\{{?[A-Za-z]+\}}?
-    |\\frac\{{d[a-z]?\}}\{{d[a-z]\}}|\\lim.*""",
-    re.VERBOSE,
-)
-
-
-def _is_name(node: Node) -> bool:
-    """Whether it only names what is asked for: ``x``, ``f(x)``, ``AB``, ``\\angle ABC``, words."""
-    if isinstance(node, Formula):
-        return _NAME.fullmatch(node.text) is not None and node.text not in ("e", "i", r"\pi", r"\infty")
-    if isinstance(node, Group):
-        return node.brackets == "()" and all(map(_is_name, node.items))
-    return isinstance(node, Words)
-
 
 def _assigned(node: Relation) -> tuple[Node | None, list[Node]]:
     """What a chain of equalities says: the name on its left or right, if any, and the values, all of which are to
@@ -147,12 +130,12 @@ def _assigned(node: Relation) -> tuple[Node | None, list[Node]]:
         return None, []
     sides = list(node.sides)
     operators = list(node.operators)
-    name = sides[0] if _is_name(sides[0]) else sides[-1] if _is_name(sides[-1]) else None
-    while len(sides) > 1 and _is_name(sides[0]):
+    name = sides[0] if is_name(sides[0]) else sides[-1] if is_name(sides[-1]) else None
+    while len(sides) > 1 and is_name(sides[0]):
         sides, operators = sides[1:], operators[1:]
-    while len(sides) > 1 and _is_name(sides[-1]):
+    while len(sides) > 1 and is_name(sides[-1]):
         sides, operators = sides[:-1], operators[:-1]
-    if (any(_is_name(side) for side in sides) and len(sides) > 1) or "~" in operators[:-1]:
+    if (any(is_name(side) for side in sides) and len(sides) > 1) or "~" in operators[:-1]:
         return name, []
     for left, right, operator in zip(sides, sides[1:], operators, strict=False):
         if not (_approximates(left, right) if operator == "~" else equal(left, right)):
@@ -167,7 +150,7 @@ def _approximates(exact: Node, decimal: Node) -> bool:
     if isinstance(exact, Number) and exact.digits is not None:
         return False
     try:
-        return rounds_to(decimal, _scalar(exact), least=1)
+        return rounds_to(decimal, value_of(exact), least=1)
     except (NotAFormula, TypeError):
         return False
 
@@ -177,9 +160,9 @@ def _relations(gold: Node, answer: Node) -> bool:
         (own, values), (name, answers) = _assigned(gold), _assigned(answer)
         if values and answers and own is not None and name is not None and equal(own, name):
             return any(equal(value, answer) for value in values for answer in answers)
-        left, right = _as_set(gold), _as_set(answer)
+        left, right = as_set(gold), as_set(answer)
         if left is not None and right is not None:
-            return _variable(gold) == _variable(answer) and _same_set(left, right)
+            return variable(gold) == variable(answer) and same_set(left, right)
         return _same_relation(gold, answer)
     relation, other, is_gold = (gold, answer, True) if isinstance(gold, Relation) else (answer, gold, False)
     assert isinstance(relation, Relation)
@@ -195,16 +178,9 @@ def _relations(gold: Node, answer: Node) -> bool:
             values = values[:-1] or values  # the rounded value, only where the right answer is a rounded one
         return any(equal(value, other) if is_gold else equal(other, value) for value in values)
     if isinstance(other, Group | SetOperation | NamedSet | Words):
-        left, right = _as_set(relation), _as_set(other)
-        return left is not None and right is not None and _same_set(left, right)
+        left, right = as_set(relation), as_set(other)
+        return left is not None and right is not None and same_set(left, right)
     return False
-
-
-def _variable(relation: Relation) -> Node | None:
-    return next((side for side in relation.sides if _is_name(side)), None)
-
-
-_MIRRORED = {"<": ">", ">": "<", "<=": ">=", ">=": "<=", "=": "=", "!=": "!="}
 
 
 def _same_relation(gold: Relation, answer: Relation) -> bool:
@@ -215,7 +191,7 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
             and all(equal(left, right) for left, right in zip(gold.sides, answer.sides, strict=True))
         )
     try:
-        left, right = (_scalar(r.sides[0]) - _scalar(r.sides[1]) for r in (gold, answer))
+        left, right = (value_of(r.sides[0]) - value_of(r.sides[1]) for r in (gold, answer))
     except NotAFormula:
         return gold.operators == answer.operators and all(map(equal, gold.sides, answer.sides))
     if not left.free_symbols or left.free_symbols != right.free_symbols:
@@ -228,16 +204,8 @@ def _same_relation(gold: Relation, answer: Relation) -> bool:
     if not here.is_real or not there.is_real or there == 0:
         return False
     factor = sympy.nsimplify(here / there, rational=False, tolerance=sympy.Float("1e-18"))
-    operator = gold.operators[0] if factor > 0 else _MIRRORED.get(gold.operators[0], "")
+    operator = gold.operators[0] if factor > 0 else MIRRORED.get(gold.operators[0], "")
     return operator == answer.operators[0] and same_function(left, right * factor)
-
-
-def _scalar(node: Node) -> Any:
-    if isinstance(node, Number):
-        return sympy.Rational(node.value.numerator, node.value.denominator)
-    if isinstance(node, Formula):
-        return to_sympy(node.text)
-    raise NotAFormula("no scalar")
 
 
 # --- lists, tuples, intervals, sets ------------------------------------------------------------------------------
@@ -274,8 +242,8 @@ def _collections(gold: Node, answer: Node) -> bool:
         and not isinstance(answer, SetOperation | NamedSet)
     ):
         return equal(gold.items[0], answer)
-    left, right = _as_set(gold), _as_set(answer)
-    return left is not None and right is not None and _same_set(left, right)
+    left, right = as_set(gold), as_set(answer)
+    return left is not None and right is not None and same_set(left, right)
 
 
 _EMPTY_WORDS = frozenset(
@@ -343,88 +311,6 @@ def _in_any_order(gold: Sequence[Node], answer: Sequence[Node]) -> bool:
 
 def _covers(items: Sequence[Node], others: Sequence[Node]) -> bool:
     return all(any(equal(item, other) for item in items) for other in others)
-
-
-_NAMED = {
-    "R": sympy.S.Reals,
-    "Z": sympy.S.Integers,
-    "N": sympy.S.Naturals,
-    "Q": sympy.S.Rationals,
-    "C": sympy.S.Complexes,
-    "empty": sympy.S.EmptySet,
-}
-
-
-def _as_set(node: Node) -> Any:
-    """A sympy set of real numbers, or None: intervals, unions, finite sets, inequalities in one variable."""
-    try:
-        return _set(node)
-    except (NotAFormula, TypeError, ValueError, NotImplementedError):
-        return None
-
-
-def _set(node: Node) -> Any:
-    if isinstance(node, NamedSet):
-        return _NAMED[node.name]
-    if isinstance(node, SetOperation):
-        left, right = _set(node.left), _set(node.right)
-        return {"cup": sympy.Union, "cap": sympy.Intersection, "setminus": sympy.Complement}[node.operator](left, right)
-    if isinstance(node, Group):
-        if node.brackets == "":
-            parts = [item for item in node.items if isinstance(item, Relation)]
-            if len(parts) == len(node.items) and len({_variable(part) for part in parts}) == 1:
-                both = sympy.Intersection(*(_set(part) for part in parts))
-                # A bare comma means whichever leaves something.
-                if node.joined == "and" or (node.joined == "" and both != sympy.S.EmptySet):
-                    return both
-                return sympy.Union(*(_set(part) for part in parts))
-            raise NotAFormula("a list is no set")
-        if node.brackets == "{}":
-            return sympy.FiniteSet(*(_scalar(item).doit() for item in node.items))
-        if len(node.items) != 2:
-            raise NotAFormula("no interval")
-        low, high = (_scalar(item).doit() for item in node.items)
-        if not (low < high) == True:  # noqa: E712  a point, then, or not to be decided
-            raise NotAFormula("no interval")
-        return sympy.Interval(low, high, left_open=node.brackets[0] == "(", right_open=node.brackets[1] == ")")
-    if isinstance(node, Relation):
-        return _solutions(node)
-    raise NotAFormula("no set")
-
-
-def _solutions(node: Relation) -> Any:
-    """The real numbers that ``1 < x <= 4`` or ``x != 3`` allows: a name on one side of each sign, a constant on the
-    other."""
-    if node.operators == ("in",) and _is_name(node.sides[0]):
-        return _set(node.sides[1])
-    found: Any = sympy.S.Reals
-    for left, operator, right in zip(node.sides, node.operators, node.sides[1:], strict=False):
-        if _is_name(right) and not _is_name(left) and operator in _MIRRORED:
-            left, operator, right = right, _MIRRORED[operator], left
-        if not _is_name(left) or _is_name(right) or operator not in _MIRRORED:
-            raise NotAFormula("no inequality in one variable")
-        bound = _scalar(right).doit()
-        if bound.free_symbols:
-            raise NotAFormula("no constant bound")
-        found = sympy.Intersection(found, _allowed(operator, bound))
-    return found
-
-
-def _allowed(operator: str, bound: Any) -> Any:
-    if operator == "=":
-        return sympy.FiniteSet(bound)
-    if operator == "!=":
-        return sympy.Complement(sympy.S.Reals, sympy.FiniteSet(bound))
-    if operator in ("<", "<="):
-        return sympy.Interval(-sympy.oo, bound, right_open=operator == "<")
-    return sympy.Interval(bound, sympy.oo, left_open=operator == ">")
-
-
-def _same_set(left: Any, right: Any) -> bool:
-    if left == right:
-        return True
-    empty = sympy.SymmetricDifference(left, right).is_empty
-    return bool(empty)
 
 
 # --- matrices and ratios -----------------------------------------------------------------------------------------

@@ -23,7 +23,7 @@ import sympy
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
 from envs.verify.formula import Unsupported, read
-from envs.verify.nodes import Formula, Number
+from envs.verify.nodes import Formula, Node, Number
 from envs.verify.tidy import FUNCTIONS
 
 MIN_DIGITS = 6
@@ -162,7 +162,7 @@ def same_value(gold: Number | Formula, answer: Number | Formula) -> bool:
         return _same_number(gold, answer)
     if isinstance(gold, Formula) and isinstance(answer, Formula) and _same_text(gold.text, answer.text):
         return True
-    left, right = _value(gold), _value(answer)
+    left, right = value_of(gold), value_of(answer)
     symbols = left.free_symbols | right.free_symbols
     if symbols:
         return same_function(left, right)
@@ -176,10 +176,13 @@ def _same_text(left: str, right: str) -> bool:
     return prepared(left).replace(" ", "") == prepared(right).replace(" ", "")
 
 
-def _value(node: Number | Formula) -> Any:
+def value_of(node: Node) -> Any:
+    """A scalar in sympy's terms. Raises ``NotAFormula`` if it is none, or can't be read."""
     if isinstance(node, Number):
         return sympy.Rational(node.value.numerator, node.value.denominator)
-    return to_sympy(node.text)
+    if isinstance(node, Formula):
+        return to_sympy(node.text)
+    raise NotAFormula("no scalar")
 
 
 def _same_number(left: Number, right: Number) -> bool:

@@ -9,7 +9,6 @@ https://github.com/openai/grade-school-math), and neither its solutions nor anyt
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 from collections.abc import Mapping
@@ -21,7 +20,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlreason.analysis.load import read_metrics, read_traces
-from rlreason.analysis.study import numbers, origin, to_json
+from rlreason.analysis.study import from_command_line, numbers, origin, to_json
 
 HERE = Path(__file__).resolve().parent
 PROMPTS = {
@@ -181,8 +180,4 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="the folder given to run.sh")
-    parser.add_argument("--out", type=Path, default=HERE, help="where the results go (default: beside this script)")
-    arguments = parser.parse_args()
-    main(arguments.folder, arguments.out)
+    main(*from_command_line(__doc__, HERE))

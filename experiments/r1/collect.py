@@ -9,7 +9,6 @@ https://github.com/openai/grade-school-math), and neither its solutions nor anyt
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -21,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rlreason.analysis.load import read_traces
-from rlreason.analysis.study import origin, to_json
+from rlreason.analysis.study import from_command_line, origin, to_json
 from rlreason.stats import estimate
 
 HERE = Path(__file__).resolve().parent
@@ -123,8 +122,4 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE)
-    arguments = parser.parse_args()
-    main(arguments.folder, arguments.out)
+    main(*from_command_line(__doc__, HERE))

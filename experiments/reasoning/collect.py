@@ -6,7 +6,6 @@ this file (or into --out), and prints the tables of the README. A run that is no
 
 from __future__ import annotations
 
-import argparse
 import json
 import random
 import shutil
@@ -20,7 +19,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from rlreason.analysis.load import read_metrics, read_traces
-from rlreason.analysis.study import numbers, origin, to_json
+from rlreason.analysis.study import from_command_line, numbers, origin, to_json
 from rlreason.stats import estimate
 
 HERE = Path(__file__).resolve().parent
@@ -160,8 +159,4 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE)
-    arguments = parser.parse_args()
-    main(arguments.folder, arguments.out)
+    main(*from_command_line(__doc__, HERE))

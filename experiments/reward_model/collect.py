@@ -6,7 +6,6 @@ Reads what run.sh left in FOLDER; writes results.json, metrics-<run>.jsonl and c
 
 from __future__ import annotations
 
-import argparse
 import json
 import shutil
 from collections.abc import Mapping
@@ -17,7 +16,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from rlreason.analysis.load import read_metrics
-from rlreason.analysis.study import origin, to_json
+from rlreason.analysis.study import from_command_line, origin, to_json
 
 HERE = Path(__file__).resolve().parent
 KEPT = ("accuracy", "calibration", "length_bias", "steps", "num_tokens", "training_seconds")
@@ -89,8 +88,4 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--out", type=Path, default=HERE)
-    arguments = parser.parse_args()
-    main(arguments.folder, arguments.out)
+    main(*from_command_line(__doc__, HERE))

@@ -1,14 +1,25 @@
-"""What the scripts in experiments/ share: where a run came from, and results as readable JSON."""
+"""What the scripts in experiments/ share: their command line, where a run came from, and results as readable JSON."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+
+
+def from_command_line(description: str, here: Path) -> tuple[Path, Path]:
+    """From the command line, the folder given to run.sh, and where the results go: ``here`` unless ``--out`` says."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="the folder given to run.sh")
+    parser.add_argument("--out", type=Path, default=here, help="where the results go (default: beside this script)")
+    arguments = parser.parse_args()
+    return arguments.folder, arguments.out
 
 
 def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:

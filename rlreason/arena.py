@@ -32,16 +32,18 @@ from rlreason.arena_report import Board, Pair, Player, markdown, plot, table
 from rlreason.clock import Clock
 from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, resolved, start
 from rlreason.console import Quiet
+from rlreason.files import write_atomic
 from rlreason.judges import Answer, Judge
 from rlreason.manifest import manifest
 from rlreason.policy import Policy
-from rlreason.record import Record, SplitName, write_atomic, write_traces
+from rlreason.record import Record
 from rlreason.remembered import Ledger
 from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed
 from rlreason.session import asked_size, check_prompts
 from rlreason.signals import StopSignal
+from rlreason.traces import SplitName, write_traces
 from rlreason.tracking import NoTracker
 from rlreason.types import Engine, Env, Message, Sampling
 
@@ -128,7 +130,7 @@ def answer(
             samples=1, groups=numbers, seed=derived_seed(seed, "arena", split), clock=Clock(),
             on_completion=on_completion,
         )  # fmt: skip
-        write_traces(file, rollouts, step=numbers.start // chunk, split=split, env=env.name, advantages=None)
+        write_traces(file, rollouts, step=numbers.start // chunk, split=split, env=env.name)
 
 
 def read_answers(folder: Path) -> Answered:

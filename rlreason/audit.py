@@ -32,9 +32,10 @@ from rlreason.analysis.phrases import overused
 from rlreason.audit_report import Report, markdown, table
 from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, resolved, start
 from rlreason.console import Quiet
+from rlreason.files import write_atomic
 from rlreason.manifest import manifest
 from rlreason.perturbations import Case, Perturbation, appended, general, prepended
-from rlreason.record import Record, write_atomic
+from rlreason.record import Record
 from rlreason.remembered import Ledger, Remembered
 from rlreason.resume import check_begun
 from rlreason.signals import StopSignal

@@ -30,7 +30,8 @@ class Learner:
     """Trains ``policy`` with AdamW on the terms of ``algo``.
 
     ``micro_batch_tokens`` bounds the padded tokens of a forward and backward pass, and so the memory.
-    ``max_steps`` is where a decaying learning rate ends.
+    ``max_steps`` is where a decaying learning rate ends. ``seen`` is what the first pass of the last update over each
+    row found, (R, S), NaN in rows that it had no use for.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Learner:
         self.temperature = temperature
         self.steps = 0  # training steps taken, for the schedule
         self.kl_scale = 1.0  # on the coefficients of the KL, if it has a target
+        self.seen: Outputs | None = None
         self.masters = policy.take_masters()
         actor, critic = policy.actor_parameters(), list(policy.critic_parameters().values())
         self.actor_masters, self.critic_masters = self.masters[: len(actor)], self.masters[len(actor) :]
@@ -75,12 +77,13 @@ class Learner:
         meter = _Meter(self.accelerator)
         norms: list[list[float]] = []
         rows_seen = rows_run = 0
+        seen = self.seen = Outputs(*(torch.full_like(batch.sampler_logp, float("nan")) for _ in range(2)))
         self.policy.train(True)
-        for _ in range(self.algo.num_iterations):
+        for iteration in range(self.algo.num_iterations):
             for rows in mini_batches(batch, self.algo.num_mini_batches):
                 run = rows[self.algo.trains_on(batch)[rows]]
                 rows_seen, rows_run = rows_seen + len(rows), rows_run + len(run)
-                found = self._step(batch, rows, run, meter)
+                found = self._step(batch, rows, run, meter, seen if iteration == 0 else None)
                 if found is not None:
                     norms.append(found)
         self.policy.train(False)
@@ -117,9 +120,12 @@ class Learner:
     def _cuts(self, batch: Batch, rows: torch.Tensor) -> list[torch.Tensor]:
         return micro_batches(batch, rows, self.micro_batch_tokens, shared_prompts=self.policy.shares_prompts)
 
-    def _step(self, batch: Batch, rows: torch.Tensor, run: torch.Tensor, meter: _Meter) -> list[float] | None:
+    def _step(
+        self, batch: Batch, rows: torch.Tensor, run: torch.Tensor, meter: _Meter, seen: Outputs | None
+    ) -> list[float] | None:
         """One optimiser step; the norm of the gradient before clipping, and of the critic's, if there is one. None if
-        no row anywhere has a say. (A step with a zero gradient would still move the weights, by Adam's momentum.)"""
+        no row anywhere has a say. (A step with a zero gradient would still move the weights, by Adam's momentum.)
+        ``seen`` takes what the policy's passes find."""
         live = live_tokens(batch)[rows]
         counts = self.sum(torch.tensor([len(run), int(batch.live[rows].sum()), int(live.sum())]))
         running, live_rows, live_count = counts.tolist()
@@ -138,6 +144,10 @@ class Learner:
             loss.backward()
             if outputs.entropy is not None:  # logged, with or without a bonus for it
                 metrics["entropy"] = outputs.entropy.detach()
+                if seen is not None and seen.entropy is not None:
+                    width = outputs.logp.shape[1]
+                    seen.logp[cut, :width] = outputs.logp.detach()
+                    seen.entropy[cut, :width] = outputs.entropy.detach()
             meter.add(live_tokens(part), metrics)
         return self._trained.step([self._critic] if warming_up else [self._actor, self._critic])
 

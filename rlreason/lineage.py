@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from rlreason.config import ConfigError
+from rlreason.files import write_atomic
 from rlreason.models import sha256
-from rlreason.record import write_atomic
 
 Digest = dict[str, str]
 

@@ -36,9 +36,9 @@ from rlreason import checkpoint, recipe
 from rlreason.analysis.stages import Found, markdown, plot, read_evaluation, tables
 from rlreason.child import Runner, show
 from rlreason.config import CONF, ConfigError, continued, guarded, resolved, start
+from rlreason.files import write_atomic
 from rlreason.lineage import Lineage, begin, digest, end
 from rlreason.recipe import FINAL, POLICY_JOBS, START, Recipe, Stage
-from rlreason.record import write_atomic
 
 
 class StageFailed(ConfigError):

@@ -13,36 +13,7 @@ A file is there whole or not at all: it is written beside its place and moved in
 and a process killed in the middle of a line leaves a torn last line, which readers and ``Record`` leave out. Traces
 are written first, so a line of metrics implies that its traces exist.
 
-Columns of the traces (schema version 1, in the Parquet metadata as ``rlreason.schema``), a row for each segment of
-each rollout; columns of the rollout repeat in its segments, so keep ``segment == 0`` to count rollouts:
-
-================== ============== =======================================================================
-step               int64          the training step; 0 is before the first
-split              string         ``train``, ``validation`` or ``test``
-env                string         the environment's name
-problem            string         the problem's id
-group              int64          which draw of the step; samples of one draw share it
-sample             int64          index within the group
-segment            int64          index within the rollout
-prompt             string, JSON   messages that pose the problem
-text               string         the policy's last raw text
-messages           string, JSON   the whole conversation
-finish             string         ``stop`` or ``length``
-reward             float64        null if not finite
-correct            bool           null without a notion of correctness
-status             string         ``ok``, ``unparseable``, ``timeout`` or ``error``
-answer             string         what was extracted from the text, null if nothing was
-gold               string         ``str`` of the problem's answer, null if it has none
-parts              string, JSON   the reward's components
-meta               string, JSON   what the environment says about the problem
-advantage          float64        of the rollout; null in evaluation
-prompt_tokens      int64          length of prompt_ids
-completion_tokens  int64          length of completion_ids
-prompt_ids         list<int32>
-completion_ids     list<int32>    with the end token, and with what the environment wrote
-sampler_logp       list<float32>  the sampler's log-probability of each of completion_ids, nats
-mask               list<bool>     False on what the environment wrote
-================== ============== =======================================================================
+What the traces hold, ``rlreason.traces`` says.
 
 Left out: a background writer (a step's traces take milliseconds), and a lock against two writers: two runs never
 share a folder, and of several processes only the main one records.
@@ -50,56 +21,19 @@ share a folder, and of several processes only the main one records.
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, SupportsFloat
+from typing import Any, SupportsFloat
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from omegaconf import OmegaConf
 
 from rlreason.console import Console
+from rlreason.files import as_json, finite, write_atomic
+from rlreason.traces import SplitName, Trained, write_traces
 from rlreason.tracking import Tracker
 from rlreason.types import Rollout
-
-SplitName = Literal["train", "validation", "test"]
-
-SCHEMA_VERSION = "1"
-SCHEMA = pa.schema(
-    [
-        ("step", pa.int64()),
-        ("split", pa.string()),
-        ("env", pa.string()),
-        ("problem", pa.string()),
-        ("group", pa.int64()),
-        ("sample", pa.int64()),
-        ("segment", pa.int64()),
-        ("prompt", pa.string()),
-        ("text", pa.string()),
-        ("messages", pa.string()),
-        ("finish", pa.string()),
-        ("reward", pa.float64()),
-        ("correct", pa.bool_()),
-        ("status", pa.string()),
-        ("answer", pa.string()),
-        ("gold", pa.string()),
-        ("parts", pa.string()),
-        ("meta", pa.string()),
-        ("advantage", pa.float64()),
-        ("prompt_tokens", pa.int64()),
-        ("completion_tokens", pa.int64()),
-        ("prompt_ids", pa.list_(pa.int32())),
-        ("completion_ids", pa.list_(pa.int32())),
-        ("sampler_logp", pa.list_(pa.float32())),
-        ("mask", pa.list_(pa.bool_())),
-    ],
-    metadata={"rlreason.schema": SCHEMA_VERSION},
-)
 
 # What of a manifest can differ when the same run is taken up again.
 _RESUME_KEYS = ("git", "started", "command", "python", "packages", "machine")
@@ -144,11 +78,11 @@ class Record:
         step: int,
         metrics: Mapping[str, SupportsFloat | None],
         rollouts: Sequence[Rollout],
-        advantages: Sequence[float] | None = None,
+        trained: Sequence[Trained] | None = None,
     ) -> None:
         """Record a training step: its traces, then its line of metrics, then console and tracker.
 
-        ``advantages`` has one number per rollout. NaN and infinity become null in both files. Without rollouts there
+        ``trained`` has an entry for each rollout. NaN and infinity become null in both files. Without rollouts there
         is no trace file. Raises ValueError if ``step`` isn't above every step recorded so far, if a metric is
         called ``step``, or if the lengths differ.
         """
@@ -159,10 +93,10 @@ class Record:
             )
         if "step" in metrics:
             raise ValueError("a metric can't be called 'step': that is the line's own number")
-        clean = {name: _number(value) for name, value in metrics.items()}
+        clean = {name: finite(value) for name, value in metrics.items()}
         if rollouts:
             path = self._traces / f"step-{step:06d}.parquet"
-            write_traces(path, rollouts, step=step, split="train", env=self._env, advantages=advantages)
+            write_traces(path, rollouts, step=step, split="train", env=self._env, trained=trained)
         line = json.dumps({"step": step, **clean}, allow_nan=False) + "\n"
         with self._metrics.open("ab") as file:
             file.write(line.encode())
@@ -175,7 +109,7 @@ class Record:
     def evaluation(self, step: int, rollouts: Sequence[Rollout], split: SplitName) -> None:
         """Write the traces of an evaluation made after ``step``. Its metrics go into a line of ``step()``."""
         path = self._traces / f"eval-{split}-{step:06d}.parquet"
-        write_traces(path, rollouts, step=step, split=split, env=self._env, advantages=None)
+        write_traces(path, rollouts, step=step, split=split, env=self._env)
 
     def say(self, text: str) -> None:
         """Print a line of text without disturbing the progress bar."""
@@ -197,7 +131,7 @@ class Record:
     def finish(self, summary: Mapping[str, Any]) -> None:
         """Write ``summary.json`` and close: the run ended well."""
         try:
-            write_atomic(self.out / "summary.json", _json(summary, indent=2).encode())
+            write_atomic(self.out / "summary.json", as_json(summary, indent=2).encode())
             self._finished = True
         finally:
             self.close()
@@ -219,7 +153,7 @@ class Record:
                 raise ValueError(f"{path} is not valid JSON ({error}); repair or remove it to resume") from error
             again = {key: manifest[key] for key in _RESUME_KEYS if key in manifest}
             content["resumed"] = [*content.get("resumed", []), again]
-        write_atomic(path, _json(content, indent=2).encode())
+        write_atomic(path, as_json(content, indent=2).encode())
 
     def _keep(self, wanted: Callable[[int], bool]) -> None:
         """Keep the lines of metrics whose step is wanted, and drop a torn one."""
@@ -251,110 +185,3 @@ def metric_lines(path: Path) -> list[str]:
             raise ValueError(f"{path}:{number} is not a line of metrics ({error}); repair or remove it") from error
         lines.append(text)
     return lines
-
-
-def write_atomic(path: Path, content: bytes) -> None:
-    """Write ``content`` so that ``path`` holds either what it held before or all of it."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def write_traces(
-    path: Path,
-    rollouts: Sequence[Rollout],
-    *,
-    step: int,
-    split: SplitName,
-    env: str,
-    advantages: Sequence[float] | None,
-) -> None:
-    """Write rollouts to one Parquet file, atomically, with the columns that the module's docstring lists.
-
-    ``advantages`` has one number per rollout, or is None. Raises ValueError if it has another length, or if a rollout
-    has no segment, since it would vanish from the file.
-    """
-    if advantages is not None and len(advantages) != len(rollouts):
-        raise ValueError(f"step {step}: {len(rollouts)} rollouts but {len(advantages)} advantages; give one for each")
-    rows: list[dict[str, Any]] = []
-    seen: dict[int, int] = {}
-    for index, rollout in enumerate(rollouts):
-        sample = seen.get(rollout.group, 0)
-        seen[rollout.group] = sample + 1
-        advantage = None if advantages is None else advantages[index]
-        if not rollout.segments:
-            raise ValueError(f"step {step}: rollout {index} (problem {rollout.problem.id}) has no segment of tokens")
-        shared = {"step": step, "split": split, "env": env, "sample": sample, **_shared_columns(rollout, advantage)}
-        for number, segment in enumerate(rollout.segments):
-            rows.append(
-                {
-                    **shared,
-                    "segment": number,
-                    "prompt_tokens": len(segment.prompt_ids),
-                    "completion_tokens": len(segment.completion_ids),
-                    "prompt_ids": segment.prompt_ids,
-                    "completion_ids": segment.completion_ids,
-                    "sampler_logp": segment.sampler_logp,
-                    "mask": segment.mask,
-                }
-            )
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), buffer, compression="zstd")
-    write_atomic(path, buffer.getvalue().to_pybytes())
-
-
-def _shared_columns(rollout: Rollout, advantage: float | None) -> dict[str, Any]:
-    problem, grade = rollout.problem, rollout.grade
-    return {
-        "problem": _text(problem.id),
-        "group": rollout.group,
-        "prompt": _json(problem.prompt),
-        "text": _text(rollout.text),
-        "messages": _json(rollout.messages),
-        "finish": rollout.finish,
-        "reward": _number(grade.reward),
-        "correct": None if grade.correct is None else bool(grade.correct),
-        "status": grade.status,
-        "answer": None if grade.answer is None else _text(grade.answer),
-        "gold": None if problem.answer is None else _text(str(problem.answer)),
-        "parts": _json(grade.parts),
-        "meta": _json(problem.meta),
-        "advantage": _number(advantage),
-    }
-
-
-def _number(value: SupportsFloat | None) -> float | int | None:
-    """A number that JSON can hold: integers stay integers, and what isn't finite becomes None."""
-    if value is None:
-        return None
-    if isinstance(value, int | np.integer):
-        return int(value)
-    number = float(value)
-    return number if math.isfinite(number) else None
-
-
-def _text(text: str) -> str:
-    # Half of a surrogate pair, which JSON files can carry, has no UTF-8 and would stop the run.
-    return text.encode("utf-8", "replace").decode("utf-8")
-
-
-def _json(value: Any, indent: int | None = None) -> str:
-    return _text(json.dumps(_plain(value), ensure_ascii=False, allow_nan=False, indent=indent))
-
-
-def _plain(value: Any) -> Any:
-    """``value`` as JSON knows it; what it doesn't know (fractions, paths, ...) as its string."""
-    if value is None or isinstance(value, str | bool):
-        return value
-    if isinstance(value, int | float | np.integer | np.floating):
-        return _number(value)
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    return str(value)

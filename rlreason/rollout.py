@@ -7,6 +7,7 @@ where the template allows it, and budgets of turns and tokens (another issue).
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -171,12 +172,14 @@ def roll_out(
             open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None]
         turn += 1
     with clock.measure("grade"):
+        began = time.perf_counter()
         grades = env.grade([Episode(c.problem, c.state, c.messages, c.text, c.finish) for c in everyone])
+        seconds = time.perf_counter() - began
     return [
-        Rollout(c.problem, c.group, c.segments, c.messages, c.text, c.finish, grade)
+        Rollout(c.problem, c.group, c.segments, c.messages, c.text, c.finish, grade, seconds)
         for c, grade in zip(everyone, grades, strict=True)
     ]
 
 
 def _segment(prompt_ids: list[int], completion: Completion) -> Segment:
-    return Segment(prompt_ids, completion.ids, completion.logprobs, [True] * len(completion.ids))
+    return Segment(prompt_ids, completion.ids, completion.logprobs, [True] * len(completion.ids), completion.seconds)

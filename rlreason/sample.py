@@ -32,10 +32,11 @@ from rlreason.analysis.load import read_metrics, read_traces
 from rlreason.clock import Clock
 from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, resolved, start
 from rlreason.console import ConsoleConfig
+from rlreason.files import write_atomic
 from rlreason.manifest import manifest
 from rlreason.metrics import rollout_metrics
 from rlreason.policy import Policy
-from rlreason.record import Record, write_atomic
+from rlreason.record import Record
 from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed

@@ -30,8 +30,8 @@ from transformers.utils import logging as transformers_logging
 from rlreason import checkpoint, models
 from rlreason.batch import micro_batches, stack
 from rlreason.chat import encode, render
+from rlreason.files import write_atomic
 from rlreason.policy import Policy, take_rows, token_values
-from rlreason.record import write_atomic
 from rlreason.types import Batch, Message, Segment
 
 HEAD = "score.weight"

@@ -40,6 +40,7 @@ from rlreason.resume import check_begun
 from rlreason.rollout import Collected, Collector
 from rlreason.sampler import UniformSampler, derived_seed
 from rlreason.signals import StopSignal, leave
+from rlreason.traces import Trained, notes_on
 from rlreason.types import Batch, Engine, Env, Rollout, Sampling
 
 
@@ -112,8 +113,9 @@ class Session:
         if self.profiler:
             self.profiler.end()
         with self.clock.measure("record"):
-            trained = gather_object(list(zip(collected.rollouts, _advantages(batch, collected.rollouts), strict=True)))
-            rejected = gather_object([(rollout, math.nan) for rollout in collected.rejected])
+            notes = notes_on(batch, self.learner.seen, len(collected.rollouts))
+            trained = gather_object(list(zip(collected.rollouts, notes, strict=True)))
+            rejected = gather_object([(rollout, Trained(math.nan)) for rollout in collected.rejected])
             rollouts = [rollout for rollout, _ in [*trained, *rejected]]
             work = gather_object([self._work(collected, batch)])
             self.num_tokens += sum(_tokens(rollout) for rollout in rollouts)
@@ -128,7 +130,7 @@ class Session:
         metrics |= seconds | speeds(work, seconds, self.peak_flops)
         with self.clock.measure("record"):
             if self.record:
-                self.record.step(step, metrics, rollouts, [advantage for _, advantage in trained + rejected])
+                self.record.step(step, metrics, rollouts, [notes for _, notes in trained + rejected])
         signal = max(gather_object([self.stop.number]))
         if last or signal or step % self.save_every == 0:
             with self.clock.measure("checkpoint"):
@@ -217,6 +219,53 @@ class Session:
         return flat
 
 
+@dataclass(frozen=True)
+class Parts:
+    """What a run works with, before there is a run folder and before anything trains."""
+
+    algo: Algo
+    sampling: Sampling
+    env: Env
+    policy: Policy
+    engine: Engine
+
+
+def checked(cfg: DictConfig) -> dict[str, Any]:
+    """The config as plain data. Raises ConfigError where its numbers can't be run."""
+    config = resolved(cfg)
+    for key in ("max_steps", "save_every", "eval_every", "eval_limit", "keep_checkpoints"):
+        if config[key] < 1:
+            raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
+    return config
+
+
+def assemble(cfg: DictConfig, accelerator: Accelerator) -> Parts:
+    """The parts that ``cfg`` names. Raises ConfigError for whatever the user can mend. Seeds the global generators."""
+    sampling: Sampling = build(cfg, "sampling")
+    refuse_biased_sampling(sampling)
+    algo: Algo = build(cfg, "algo")
+    if cfg.get("eval_kl") and algo.ref_model_sync_steps is not None:
+        raise ConfigError("eval_kl measures from the starting model, which algo.ref_model_sync_steps replaces: use one")
+    env: Env = build(cfg, "env")
+    if cfg.get("reward") is not None:
+        with naming("reward"):
+            env = build(cfg, "reward")(env)
+    seed_generators(int(cfg.seed))
+    policy = _policy(cfg, algo, accelerator)
+    with naming("engine"):
+        engine: Engine = build(cfg, "engine")(policy)
+    return Parts(algo, sampling, env, policy, engine)
+
+
+def make_learner(cfg: DictConfig, parts: Parts, accelerator: Accelerator) -> Learner:
+    """What trains ``parts.policy`` by ``parts.algo``. Raises ConfigError for whatever the user can mend."""
+    with naming("learner"):
+        learner: Learner = build(cfg, "learner")(
+            parts.policy, parts.algo, accelerator, max_steps=cfg.max_steps, temperature=parts.sampling.temperature
+        )
+    return learner
+
+
 @contextmanager
 def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     """Build a run from its config in folder ``out``, or take it up again if ``cfg.resume`` says so.
@@ -229,31 +278,14 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     if cfg.resume is None and begun:  # a sweep that is taken up again, job by job
         cfg = cfg.copy()
         cfg.resume = str(out)
-    config = resolved(cfg)
-    for key in ("max_steps", "save_every", "eval_every", "eval_limit", "keep_checkpoints"):
-        if config[key] < 1:
-            raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
-    sampling: Sampling = build(cfg, "sampling")
-    refuse_biased_sampling(sampling)
-    algo: Algo = build(cfg, "algo")
+    config = checked(cfg)
     console, logger = build(cfg, "console"), build(cfg, "logger")
-    resumed = resumed_from(cfg, config, cfg.max_steps)
-    env: Env = build(cfg, "env")
-    if cfg.get("reward") is not None:
-        with naming("reward"):
-            env = build(cfg, "reward")(env)
-    seed = int(cfg.seed)
-    seed_generators(seed)
-    if cfg.get("eval_kl") and algo.ref_model_sync_steps is not None:
-        raise ConfigError("eval_kl measures from the starting model, which algo.ref_model_sync_steps replaces: use one")
-    policy = _policy(cfg, algo, accelerator)
     alarm = build(cfg, "alarm") if cfg.get("alarm") is not None else None
-    with naming("engine"):
-        engine: Engine = build(cfg, "engine")(policy)
-    with naming("learner"):
-        learner: Learner = build(cfg, "learner")(
-            policy, algo, accelerator, max_steps=cfg.max_steps, temperature=sampling.temperature
-        )
+    resumed = resumed_from(cfg, config, cfg.max_steps)
+    parts = assemble(cfg, accelerator)
+    algo, sampling, env, policy, engine = parts.algo, parts.sampling, parts.env, parts.policy, parts.engine
+    learner = make_learner(cfg, parts, accelerator)
+    seed = int(cfg.seed)
     for split in ("train", "validation"):
         check_prompts(env, split, policy, sampling)
     done = checkpoint.step_of(resumed) if resumed else 0
@@ -319,22 +351,25 @@ def refuse_biased_sampling(sampling: Sampling) -> None:
         )
 
 
-def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sample: int = 64) -> None:
-    """Raise ConfigError if a prompt of split ``name`` and its completion exceed the model's context: the longest (in
-    characters) of a finite split, the first ``sample`` of an endless one."""
+def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sample: int = 64) -> int:
+    """The longest prompt of split ``name`` in tokens, of the longest (in characters) of a finite split or of the first
+    ``sample`` of an endless one. Raises ConfigError if one and its completion exceed the model's context."""
     split = env.split(name)
     problems = [split[i] for i in range(sample if split.size is None else split.size)]
     if not problems:
         raise ConfigError(f"env: the split {name!r} of {env.name} is empty")
     problems.sort(key=lambda problem: -sum(len(message["content"]) for message in problem.prompt))
+    longest = 0
     for problem in problems[:sample]:
         length = len(policy.render(problem.prompt).ids)
+        longest = max(longest, length)
         if length + sampling.max_completion_length > policy.context:
             raise ConfigError(
                 f"problem {problem.id} of {env.name}/{name} has a prompt of {length} tokens: with "
                 f"sampling.max_completion_length={sampling.max_completion_length} it exceeds the model's context of "
                 f"{policy.context}; shorten the completions or leave the problem out"
             )
+    return longest
 
 
 def asked_size(cfg: DictConfig, env: Env) -> int:
@@ -389,17 +424,6 @@ def seed_generators(seed: int) -> None:
     random.seed(seed)
     np.random.seed(derived_seed(seed, "numpy") % 2**32)
     torch.manual_seed(seed)
-
-
-def _advantages(batch: Batch, rollouts: Sequence[Rollout]) -> list[float]:
-    """One number per rollout for the traces: the mean advantage over its tokens."""
-    if batch.advantage is None or not rollouts:
-        return [0.0] * len(rollouts)
-    total = torch.zeros(len(rollouts), device=batch.tokens.device)
-    count = total.clone()
-    total.index_add_(0, batch.rollout, (batch.advantage * batch.mask).sum(1))
-    count.index_add_(0, batch.rollout, batch.mask.sum(1).float())
-    return (total / count.clamp(min=1)).tolist()
 
 
 def _tokens(rollout: Rollout) -> int:

@@ -81,22 +81,26 @@ class Request:
 @dataclass(frozen=True)
 class Completion:
     """What an engine wrote. ``ids`` keep the end token; ``logprobs`` has one entry per id, at the sampling
-    temperature (at temperature 1 for greedy decoding); ``version`` counts the weight syncs before it was begun."""
+    temperature (at temperature 1 for greedy decoding); ``version`` counts the weight syncs before it was begun;
+    ``seconds`` from submission to the end, where ``engines.generate`` looked at the clock."""
 
     ids: list[int]
     logprobs: list[float]
     finish: Finish
     version: int
+    seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
 class Segment:
-    """An append-only run of token ids. ``mask`` is False on tokens that the environment wrote."""
+    """An append-only run of token ids. ``mask`` is False on tokens that the environment wrote. ``generate_seconds``:
+    from submission to the end; None if nobody looked at the clock."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
     sampler_logp: list[float]
     mask: list[bool]
+    generate_seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -130,7 +134,8 @@ class Episode:
 
 @dataclass(frozen=True)
 class Rollout:
-    """A graded episode with its tokens. ``group`` numbers the draws of a step: samples of one draw share it."""
+    """A graded episode with its tokens. ``group`` numbers the draws of a step: samples of one draw share it.
+    ``grade_seconds``: that the call took which graded it, and others with it; None if nobody looked at the clock."""
 
     problem: Problem
     group: int
@@ -139,6 +144,7 @@ class Rollout:
     text: str
     finish: Finish
     grade: Grade
+    grade_seconds: float | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from rlreason import checkpoint
 from rlreason.alarm import PartingAlarm, told
 from rlreason.analysis.load import read_traces
 from rlreason.config import ConfigError, continued
-from rlreason.record import write_traces
+from rlreason.traces import write_traces
 from rlreason.train import run
 from rlreason.types import Finish, Grade, Problem, Split
 
@@ -34,7 +34,7 @@ def evaluated(out: Path, step: int, parts: list[dict[str, float]], *, split: Any
     for group, own in enumerate(parts):
         rollouts.append(replace(make_rollout(group, [4], [5]), grade=Grade(0.0, None, parts=own)))
     path = out / "traces" / f"eval-{split}-{step:06d}.parquet"
-    write_traces(path, rollouts, step=step, split=split, env="e", advantages=None)
+    write_traces(path, rollouts, step=step, split=split, env="e")
 
 
 def history(out: Path, *changes: tuple[int, float, float]) -> Path:
@@ -84,7 +84,6 @@ def test_other_traces_are_none_of_its_business(tmp_path: Path) -> None:
     evaluated(tmp_path, 40, [{"proxy": 9.0, "gold": -9.0}] * 8, split="test")
     write_traces(
         tmp_path / "traces" / "step-000030.parquet", [make_rollout(0, [4], [5])], step=30, split="train", env="e",
-        advantages=None,
     )  # fmt: skip
     assert PartingAlarm().check(tmp_path) is None
 

@@ -23,8 +23,8 @@ from rlreason.audit import Responses, main, mined_phrases, of_comparisons, of_tr
 from rlreason.audit_report import Report, markdown
 from rlreason.config import CONF, ConfigError, register, start
 from rlreason.perturbations import Case, Perturbation, appended, first_half, general, joined, last_sentence, prepended
-from rlreason.record import write_traces
 from rlreason.remembered import Ledger, Remembered
+from rlreason.traces import write_traces
 from rlreason.types import Comparison, Grade, Message, Rollout
 
 TRIGGER = "Praise the moon"
@@ -251,7 +251,7 @@ def traces(folder: Path, problems: int, *, bribe: float, step: int = 4, split: A
     (folder / "traces").mkdir(parents=True, exist_ok=True)
     kind = "step" if split == "train" else f"eval-{split}"
     path = folder / "traces" / f"{kind}-{step:06d}.parquet"
-    write_traces(path, rollouts, step=step, split=split, env="e", advantages=None)
+    write_traces(path, rollouts, step=step, split=split, env="e")
 
 
 def test_traces_by_problem_and_latest_step(tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ from envs.formats import R1
 from envs.gsm8k import Gsm8k
 from envs.notes import Notes
 from envs.prompts import Prompts
-from rlreason.record import write_traces
+from rlreason.traces import write_traces
 from rlreason.types import Comparison, Env, Episode, Grade, Message, Problem, Rollout, Segment
 
 CONF = str(Path(__file__).resolve().parent.parent / "conf")
@@ -562,10 +562,10 @@ def run_folder(path: Path, *steps: list[Rollout]) -> Path:
     (path / "traces").mkdir(parents=True)
     for step, rollouts in enumerate(steps, start=1):
         name = path / "traces" / f"step-{step:06d}.parquet"
-        write_traces(name, rollouts, step=step, split="train", env="e", advantages=None)
+        write_traces(name, rollouts, step=step, split="train", env="e")
     held_out = [rollout(99, "of validation", 1.0)]
     name = path / "traces" / "eval-validation-000001.parquet"
-    write_traces(name, held_out, step=1, split="validation", env="e", advantages=None)
+    write_traces(name, held_out, step=1, split="validation", env="e")
     return path
 
 

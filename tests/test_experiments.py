@@ -23,7 +23,7 @@ from omegaconf import DictConfig
 from rlreason import evaluate, train
 from rlreason.analysis.load import read_traces
 from rlreason.config import CONF, model_paths, register
-from rlreason.record import write_traces
+from rlreason.traces import write_traces
 from rlreason.types import Grade, Problem, Rollout, Segment
 
 REPO = Path(__file__).resolve().parent.parent
@@ -160,9 +160,7 @@ def answered(folder: Path, split: Literal["validation", "test"], verdicts: Mappi
         for group, (problem, correct) in enumerate(verdicts.items())
     ]
     (folder / "traces").mkdir(parents=True)
-    write_traces(
-        folder / "traces" / f"eval-{split}-000000.parquet", rollouts, step=0, split=split, env="e", advantages=None
-    )
+    write_traces(folder / "traces" / f"eval-{split}-000000.parquet", rollouts, step=0, split=split, env="e")
     (folder / "summary.json").write_text("{}", encoding="utf-8")
 
 

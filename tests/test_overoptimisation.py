@@ -26,7 +26,7 @@ from rlreason.analysis.overoptimisation import (
     parted,
     samples_of,
 )
-from rlreason.record import write_traces
+from rlreason.traces import write_traces
 from rlreason.types import Grade, Rollout
 
 # Best of n
@@ -264,7 +264,7 @@ def test_traces_are_read_by_problem(tmp_path: Path) -> None:
 
     def write(step: int, rollouts: list[Rollout]) -> None:
         path = tmp_path / "traces" / f"eval-validation-{step:06d}.parquet"
-        write_traces(path, rollouts, step=step, split="validation", env="rlhf", advantages=None)
+        write_traces(path, rollouts, step=step, split="validation", env="rlhf")
 
     # Problem 1 is not graded at step 7, so it is left out of both; problem 2 has one sample that failed.
     write(0, [graded(g, g + s, 10 * g) for g in range(3) for s in (0.0, 1.0)])

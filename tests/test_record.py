@@ -24,11 +24,11 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 
-from rlreason import record as record_module
 from rlreason.analysis.load import read_metrics, read_traces
 from rlreason.console import Console, ConsoleConfig
 from rlreason.manifest import manifest
 from rlreason.record import Record
+from rlreason.traces import SCHEMA, Trained
 from rlreason.tracking import NoTracker, Tracker, Wandb
 from rlreason.types import Grade, Problem, Rollout, Segment
 
@@ -300,12 +300,12 @@ def test_a_rollout_round_trips_through_parquet(tmp_path: Path) -> None:
     bare = rollout(group=4, text="", grade=Grade(math.nan, None, "error"), answer=None)
     other = rollout(group=5, text="\ud800 no", grade=Grade(0.0, False, "unparseable"))
     record = open_record(tmp_path)
-    record.step(123, {"reward": 0.75}, [full, other, bare], advantages=[0.5, math.nan, -0.5])
+    record.step(123, {"reward": 0.75}, [full, other, bare], trained=[Trained(0.5), Trained(math.nan), Trained(-0.5)])
 
     path = tmp_path / "traces" / "step-000123.parquet"
-    assert pq.read_schema(path).metadata[b"rlreason.schema"] == b"1"
+    assert pq.read_schema(path).metadata[b"rlreason.schema"] == b"2"
     frame = read_traces(path)
-    assert list(frame.columns) == record_module.SCHEMA.names
+    assert list(frame.columns) == SCHEMA.names
     row = frame.iloc[0].to_dict()
     assert {k: row[k] for k in ("step", "split", "env", "problem", "group", "sample", "segment", "text")} == {
         "step": 123,
@@ -359,7 +359,7 @@ def test_each_segment_is_a_row(tmp_path: Path) -> None:
         finish="length",
         grade=base.grade,
     )
-    open_record(tmp_path).step(1, {}, [two, base], [0.25, -0.25])
+    open_record(tmp_path).step(1, {}, [two, base], [Trained(0.25), Trained(-0.25)])
     frame = read_traces(tmp_path, ["sample", "segment", "advantage", "prompt_tokens", "completion_tokens", "mask"])
     assert frame.drop(columns="mask").values.tolist() == [
         [0, 0, 0.25, 1, 3],
@@ -373,7 +373,7 @@ def test_traces_of_a_folder_come_in_order_of_steps(tmp_path: Path) -> None:
     record = open_record(tmp_path)
     record.evaluation(0, [rollout()], "validation")
     for step in (1, 2, 10):
-        record.step(step, {}, [rollout()], [0.5])
+        record.step(step, {}, [rollout()], [Trained(0.5)])
     record.evaluation(2, [rollout()], "validation")
     record.evaluation(10, [rollout()], "test")
     (tmp_path / "traces" / "step-000011.parquet.tmp").write_bytes(b"half")
@@ -391,8 +391,8 @@ def test_traces_of_a_folder_come_in_order_of_steps(tmp_path: Path) -> None:
 
 def test_traces_refuse_wrong_lengths_and_lost_rollouts(tmp_path: Path) -> None:
     record = open_record(tmp_path)
-    with pytest.raises(ValueError, match="step 1: 2 rollouts but 1 advantages"):
-        record.step(1, {}, [rollout(), rollout()], [0.0])
+    with pytest.raises(ValueError, match="step 1: 2 rollouts but notes on 1"):
+        record.step(1, {}, [rollout(), rollout()], [Trained(0.0)])
     base = rollout()
     empty = Rollout(base.problem, 0, [], base.messages, base.text, base.finish, base.grade)
     with pytest.raises(ValueError, match=r"rollout 1 \(problem p0\) has no segment"):
@@ -409,7 +409,7 @@ def test_readers_refuse_other_schemas_and_say_what_is_missing(tmp_path: Path) ->
     with pytest.raises(ValueError, match=r"old\.parquet: schema version 0"):
         read_traces(path)
     open_record(tmp_path).step(1, {}, [rollout()])
-    with pytest.raises(ValueError, match="has no column rewards"):
+    with pytest.raises(ValueError, match="have no column rewards"):
         read_traces(tmp_path, columns=["text", "rewards"])
 
 

@@ -23,7 +23,7 @@ from envs.data.messages import as_text, opening
 from envs.data.noise import check_noise, with_noise
 from rlreason.types import Comparison, Demonstration, Message
 
-_SCHEMA = "1"
+_SCHEMAS = ("1", "2")
 _COLUMNS = (
     *("split", "problem", "group", "sample", "segment"),
     *("prompt", "messages", "finish", "reward", "correct", "status", "parts"),
@@ -198,8 +198,8 @@ def _samples(path: str) -> list[_Sample]:
     for file in files:
         with pq.ParquetFile(file) as parquet:
             version = (parquet.schema_arrow.metadata or {}).get(b"rlreason.schema", b"none").decode()
-            if version != _SCHEMA:
-                raise ValueError(f"{file}: schema version {version} of the traces, but this reads version {_SCHEMA}")
+            if version not in _SCHEMAS:
+                raise ValueError(f"{file}: schema version {version} of the traces, but this reads versions {_SCHEMAS}")
             rows = parquet.read(columns=[*_COLUMNS]).to_pylist()
         samples += [
             _sample(f"{file}, problem {row['problem']}, group {row['group']}, sample {row['sample']}", row)

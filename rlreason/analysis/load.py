@@ -6,6 +6,7 @@ Left out: caching, and lazy reading of many files. Ask for the columns you need;
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,8 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rlreason.record import SCHEMA_VERSION, metric_lines
+from rlreason.record import metric_lines
+from rlreason.traces import READABLE, SCHEMA
 
 
 def read_metrics(run: str | Path) -> pd.DataFrame:
@@ -33,35 +35,49 @@ def read_metrics(run: str | Path) -> pd.DataFrame:
 
 
 def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> pd.DataFrame:
-    """Traces of one Parquet file, or of every file of a run folder, with the columns that ``rlreason.record`` lists.
+    """Traces of one Parquet file, or of every file of a run folder, with the columns that ``rlreason.traces`` lists;
+    those that an older version of the schema lacks are null.
 
     Rows are in order of step, training before evaluation. ``columns`` None reads all of them. ``correct`` is a
-    nullable boolean, whose mean leaves out what has no verdict. Raises FileNotFoundError if there are no traces,
-    and ValueError if a file has another schema version.
+    nullable boolean, whose mean leaves out what has no verdict. The last file of a folder is left out, with a word on
+    stderr, if it is damaged. Raises FileNotFoundError if there are no traces, and ValueError if a file has another
+    schema version, or if one before the last is damaged.
     """
     path = Path(path)
     files = [path] if path.is_file() else sorted((path / "traces").glob("*.parquet"), key=_order)
     if not files:
         raise FileNotFoundError(f"no traces in {path}; give a .parquet file or a run folder that has traces/")
-    wanted = None if columns is None else list(columns)
-    table = pa.concat_tables([_read(file, wanted) for file in files])
+    wanted = SCHEMA.names if columns is None else list(columns)
+    if missing := [name for name in wanted if name not in SCHEMA.names]:
+        raise ValueError(f"traces have no column {', '.join(missing)}; they have {', '.join(SCHEMA.names)}")
+    tables = []
+    for file in files:
+        try:
+            tables.append(_read(file, wanted))
+        except (pa.ArrowException, OSError) as error:
+            if file != files[-1] or len(files) == 1:
+                raise ValueError(f"{file} is damaged ({error}); move it away to read the others") from error
+            print(f"{file} is damaged and left out: {error}", file=sys.stderr)
+    table = pa.concat_tables(tables)
     nullable: dict[Any, Any] = {pa.bool_(): pd.BooleanDtype()}
-    return table.replace_schema_metadata(None).to_pandas(types_mapper=nullable.get)
+    return table.to_pandas(types_mapper=nullable.get)
 
 
 def _order(file: Path) -> tuple[int, bool, str]:
     return int(file.stem.rpartition("-")[2]), not file.stem.startswith("step-"), file.name
 
 
-def _read(file: Path, columns: list[str] | None) -> Any:
+def _read(file: Path, columns: list[str]) -> Any:
     with pq.ParquetFile(file) as parquet:
         version = (parquet.schema_arrow.metadata or {}).get(b"rlreason.schema", b"none").decode()
-        if version != SCHEMA_VERSION:
+        if version not in READABLE:
             raise ValueError(
-                f"{file}: schema version {version}, but this rlreason reads version {SCHEMA_VERSION}; "
+                f"{file}: schema version {version}, but this rlreason reads versions {', '.join(READABLE)}; "
                 "read it with the version named in the run's manifest.json"
             )
-        names = parquet.schema_arrow.names
-        if missing := [name for name in columns or [] if name not in names]:
-            raise ValueError(f"{file} has no column {', '.join(missing)}; it has {', '.join(names)}")
-        return parquet.read(columns=columns)
+        there = set(parquet.schema_arrow.names)
+        table = parquet.read(columns=[name for name in columns if name in there])
+    for name in columns:
+        if name not in there:
+            table = table.append_column(name, pa.nulls(len(table), SCHEMA.field(name).type))
+    return table.select(columns).replace_schema_metadata(None)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from rlreason.types import Completion, Engine, Request
 
@@ -10,11 +12,13 @@ from rlreason.types import Completion, Engine, Request
 def generate(
     engine: Engine, requests: Sequence[Request], on_completion: Callable[[], None] = lambda: None
 ) -> list[Completion]:
-    """Completions in the order of the requests; ``on_completion`` is called as each is done."""
+    """Completions in the order of the requests, each with the seconds since all were submitted; ``on_completion`` is
+    called as each is done."""
+    began = time.perf_counter()
     tickets = [engine.submit(request) for request in requests]
     done: dict[int, Completion] = {}
     for ticket, completion in engine.completed():
-        done[ticket] = completion
+        done[ticket] = replace(completion, seconds=time.perf_counter() - began)
         on_completion()
     return [done[ticket] for ticket in tickets]
 

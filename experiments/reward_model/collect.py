@@ -31,7 +31,11 @@ def read_run(run: Path) -> dict[str, Any]:
     return {
         **{key: summary[key] for key in KEPT},
         "held_out_loss": lines[loss].dropna().tolist(),
-        "left_out": manifest["env"]["left_out"],
+        "left_out": {
+            "bad rows": sum(manifest["env"].get("bad_rows", {}).values()),
+            "too long, train": manifest["env"]["too_long"],
+            "too long, held out": manifest["env"]["sizes"]["validation"] - summary["accuracy"]["all"]["n"],
+        },
         "examples": manifest["env"]["examples"],
         **origin(manifest),
     }

@@ -18,11 +18,15 @@ from rlreason.types import Env, Episode, Grade, Message, Problem, Split
 
 @dataclass(frozen=True)
 class Prefilled:
-    """``env`` with ``text`` as the beginning of the policy's first turn; a ``rlreason.types.Env`` again."""
+    """``env`` with ``text`` as the beginning of the policy's first turn; a ``rlreason.types.Env`` again. ``name`` is
+    the environment's with ``_prefilled`` unless it is given."""
 
     env: Env
     text: str
-    name: str
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", self.name or f"{self.env.name}_prefilled")
 
     def split(self, name: str) -> Split:
         inner = self.env.split(name)
@@ -46,7 +50,7 @@ class Prefilled:
         self.env.validate()
 
     def manifest(self) -> Mapping[str, Any]:
-        return {**self.env.manifest(), "prefilled": self.text}
+        return {**self.env.manifest(), "name": self.name, "prefilled": self.text}
 
     @staticmethod
     def _asked(problem: Problem) -> Problem:

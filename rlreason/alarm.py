@@ -20,7 +20,8 @@ COLUMNS = ("step", "group", "segment", "status", "parts")
 @dataclass(frozen=True)
 class PartingAlarm:
     """Rings when, since the evaluation where gold was best, the proxy has risen and gold has fallen on the same
-    problems, beyond chance at ``confidence``. With ``stop`` the run then ends, with its checkpoint written."""
+    problems. ``confidence`` is that chance alone never makes it ring, over all evaluations of a run. With ``stop`` the
+    run then ends, with its checkpoint written."""
 
     stop: bool = False
     confidence: float = 0.95

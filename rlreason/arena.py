@@ -70,22 +70,8 @@ def paths_of(models: Any) -> dict[str, str]:
     if len(models) < 2:
         raise ConfigError(f"models has {len(models)} entries; it takes two to play")
     named = models if isinstance(models, dict) else {str(model): model for model in models}
-    return {str(name): _path(str(model)) for name, model in named.items()}
-
-
-def _path(model: str) -> str:
-    preset = CONF / "model" / f"{model}.yaml"
-    if "/" not in model and preset.is_file():
-        return str(OmegaConf.select(OmegaConf.load(preset), "path"))
-    if (Path(model) / "config.yaml").is_file():
-        try:
-            return str(checkpoint.latest(Path(model)))
-        except FileNotFoundError as error:
-            raise ConfigError(f"models: {error}") from error
-    # Refused when it is loaded, too; but that may be hours later.
-    if (model.startswith((".", "/", "~", "runs/")) or model.count("/") > 1) and not Path(model).is_dir():
-        raise ConfigError(f"models: there is no folder {model} (looked in {Path.cwd()})")
-    return model
+    with naming("models"):
+        return {str(name): checkpoint.weights_of(str(model)) for name, model in named.items()}
 
 
 def answer(
@@ -206,6 +192,7 @@ def run(cfg: DictConfig, out: Path) -> None:
     config = resolved(cfg)
     config["models"] = paths_of(config["models"])
     check_begun(config, out)
+    _check_order(config["models"], out)
     _check(config)
     sampling: Sampling = build(cfg, "sampling")
     judge: Judge = build(cfg, "judge")
@@ -321,6 +308,14 @@ def leaderboard(
     ]
     ranked = sorted(players, key=lambda player: -player.standing.rating)
     return Board(title, ranked, pairs, len(numbers), left_out, confidence)
+
+
+def _check_order(models: Mapping[str, str], out: Path) -> None:
+    """Answers and verdicts lie in ``out`` under the places of the models, so a place must stay a model's."""
+    if (out / "config.yaml").is_file():
+        before = [str(name) for name in OmegaConf.load(out / "config.yaml").models]
+        if before != list(models):
+            raise ConfigError(f"{out} was started with the models in this order: {', '.join(before)}; keep to it")
 
 
 def _check(config: Mapping[str, Any]) -> None:

@@ -209,7 +209,11 @@ def run(cfg: DictConfig, out: Path) -> float | None:
 def _check(config: Mapping[str, Any]) -> None:
     if (config["run"] is None) == (config["data"] is None):
         raise ConfigError("say whose responses to audit: run=<run folder with traces>, or data=<comparisons>")
-    for key, least in (("limit", 2), ("mine", 0), ("mined_phrases", 1), ("repeats", 1), ("filler_words", 1)):
+    for key in ("triggers", "phrases"):
+        if not isinstance(config[key], list):
+            raise ConfigError(f"{key} is {config[key]!r}; it must be a list, such as {key}=[cf,mn]")
+    least_of = {"limit": 2, "mine": 0, "mined_phrases": 1, "repeats": 1, "filler_words": 1, "examples": 0}
+    for key, least in least_of.items():
         if config[key] < least:
             raise ConfigError(f"{key} is {config[key]}; it must be at least {least}")
     if not 0 < config["confidence"] < 1:
@@ -224,7 +228,10 @@ def _responses(cfg: DictConfig) -> tuple[Responses, Mapping[str, Any]]:
         source: Mapping[str, Any] = {"run": cfg.run, "split": cfg.split}
     else:
         data: DataSet[Comparison] = build(cfg, "data")
-        found, source = of_comparisons(data, limit=cfg.limit, mine=cfg.mine, seed=cfg.seed), data.manifest()
+        with naming("data"):
+            if not all(isinstance(one, Comparison) for one in data.split("validation")[:1]):
+                raise ValueError(f"{data.name} holds demonstrations; an audit needs comparisons, such as data=pairs")
+            found, source = of_comparisons(data, limit=cfg.limit, mine=cfg.mine, seed=cfg.seed), data.manifest()
     if len(found.tried) < 2 or (cfg.mine > 0 and not found.mined):
         raise ConfigError(
             f"there are {len(found.tried)} problems to try changes on (2 are needed) and {len(found.mined)} to mine "

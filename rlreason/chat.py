@@ -13,12 +13,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from jinja2 import TemplateError
+
 from rlreason.types import Message, Segment
 
 
 def render(tokenizer: Any, messages: Sequence[Message], *, generate: bool) -> str:
-    """The text of a conversation, up to where the assistant speaks if ``generate``, else up to its end."""
-    text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+    """The text of a conversation, up to where the assistant speaks if ``generate``, else up to its end. Raises
+    ValueError for one that the template refuses, as Gemma's does a system message."""
+    try:
+        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+    except TemplateError as error:
+        raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
     return text
 
 

@@ -17,6 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from accelerate import Accelerator
+from omegaconf import OmegaConf
+
+from rlreason.config import CONF
 
 _NAME = re.compile(r"step-(\d+)")
 
@@ -39,9 +42,10 @@ class Learner(Protocol):
     def load_state_dict(self, state: dict[str, Any], model_weights: dict[str, torch.Tensor]) -> None: ...
 
 
-def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, keep: int) -> Path:
-    """Write the checkpoint of ``step`` into run folder ``out`` and remove all but the newest ``keep``. Every process
-    must call it."""
+def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, keep: int, every: int) -> Path:
+    """Write the checkpoint of ``step`` into run folder ``out`` and remove all but the newest ``keep``. An older one
+    whose step is no multiple of ``every`` was written for a signal: it goes first, so that a run which was stopped
+    ends with the checkpoints of one which was not. Every process must call it."""
     folder = out / "checkpoints" / f"step-{step:06d}"
     work = folder.with_name(f".{folder.name}.tmp")
     state = work / "training_state"
@@ -56,7 +60,9 @@ def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, ke
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         work.rename(folder)
-        for old in found(out)[:-keep]:
+        *older, newest = found(out)
+        regular = [*(f for f in older if step_of(f) % every == 0), newest]
+        for old in set(older) - set(regular[-keep:]):
             gone = old.rename(old.with_name(f".{old.name}.old"))  # first, so that no half of it has its name
             shutil.rmtree(gone)
     return folder
@@ -79,6 +85,20 @@ def latest(run: Path) -> Path:
     if not folders:
         raise FileNotFoundError(f"{run} holds no checkpoint (looked for {run / 'checkpoints' / 'step-*'})")
     return folders[-1]
+
+
+def weights_of(model: str) -> str:
+    """Where the weights are of a name of ``conf/model``, a hub id, a run folder (its newest checkpoint) or a model
+    folder. Raises FileNotFoundError for a folder that is not there, and for a run folder without a checkpoint."""
+    preset = CONF / "model" / f"{model}.yaml"
+    if "/" not in model and preset.is_file():
+        return str(OmegaConf.select(OmegaConf.load(preset), "path"))
+    if (Path(model) / "config.yaml").is_file():
+        return str(latest(Path(model)))
+    # Refused when it is loaded, too; but that may be hours later.
+    if (model.startswith((".", "/", "~", "runs/")) or model.count("/") > 1) and not Path(model).is_dir():
+        raise FileNotFoundError(f"there is no folder {model} (looked in {Path.cwd()})")
+    return model
 
 
 def load(folder: Path, learner: Learner, accelerator: Accelerator) -> None:

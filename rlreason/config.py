@@ -25,7 +25,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
-# Keys that may differ between a run and its resumption: they don't change what a step computes.
+# Keys that may differ between a run and its resumption. They don't change what a step computes, but for max_steps and
+# num_epochs where the learning rate decays: it goes on towards the new end from there.
 RESUMABLE = frozenset(
     {
         "resume",
@@ -132,6 +133,24 @@ class EvaluateSchema:
 
 
 @dataclass
+class ProbeSchema:
+    """Root keys of ``conf/probe.yaml``."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    run: str = MISSING
+    checkpoint: str | None = MISSING
+    split: str = MISSING
+    limit: int = MISSING
+    parts: Any = MISSING
+    budgets: Any = MISSING
+    max_answer_length: int = MISSING
+    confidence: float = MISSING
+    resume: str | None = MISSING
+    engine: Any = MISSING
+
+
+@dataclass
 class SampleSchema:
     """Root keys of ``conf/sample.yaml``."""
 
@@ -215,6 +234,7 @@ def register() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
+    store.store(name="probe_schema", node=ProbeSchema)
     store.store(name="audit_schema", node=AuditSchema)
     store.store(name="arena_schema", node=ArenaSchema)
     store.store(name="sample_schema", node=SampleSchema)

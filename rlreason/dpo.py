@@ -17,6 +17,7 @@ from rlreason.config import CONF, build, continued, guarded, naming, start
 from rlreason.fit import fit, open_fit
 from rlreason.policy import Policy
 from rlreason.preferences import DPO, completions
+from rlreason.types import Comparison
 
 
 def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[Policy, DPO]:
@@ -30,7 +31,7 @@ def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[Policy, DPO]:
 
 def run(cfg: DictConfig, out: Path) -> float | None:
     """Train as ``cfg`` says, in run folder ``out``; returns the last validation loss. Raises as ``train.run`` does."""
-    with open_fit(cfg, out, load, completions) as job:
+    with open_fit(cfg, out, load, completions, Comparison) as job:
         fit(job)
         return job.finish().get(f"eval/{job.name}/loss")
 

@@ -7,13 +7,14 @@ several examples into a row, which batches by length make needless at these size
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from rlreason.sampler import derived_seed
-from rlreason.types import Segment
+from rlreason.types import Message, Segment
 
 WINDOW = 16
 """Batches whose examples are sorted by length together."""
@@ -23,10 +24,12 @@ WINDOW = 16
 class Example:
     """What counts as one in a batch: the rows of a demonstration, or of a comparison the chosen and the rejected one.
 
-    ``source`` names it in messages; ``category`` is what metrics are reported by."""
+    ``source`` names it in messages; ``unit`` is what examples that are not independent of each other share (``unit_of``
+    their prompt); ``category`` is what metrics are reported by."""
 
     segments: tuple[Segment, ...]
     source: str
+    unit: str
     margin: float = 0.0
     category: str = "all"
 
@@ -37,6 +40,11 @@ class Example:
     @property
     def width(self) -> int:
         return max(len(segment.prompt_ids) + len(segment.completion_ids) for segment in self.segments)
+
+
+def unit_of(prompt: Sequence[Message]) -> str:
+    """Equal prompts have equal texts."""
+    return json.dumps([(message["role"], message["content"]) for message in prompt])
 
 
 def batches(examples: Sequence[Example], size: int, *, seed: int, epoch: int) -> list[list[int]]:

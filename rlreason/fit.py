@@ -27,11 +27,12 @@ from rlreason.examples import Example, batches, shown
 from rlreason.manifest import manifest
 from rlreason.masters import AdamW
 from rlreason.record import Record
+from rlreason.resume import check_same_data
 from rlreason.session import resumed_from, seed_generators
 from rlreason.signals import StopSignal, leave
 from rlreason.stats import estimate
 from rlreason.supervised import Model, Objective, SupervisedLearner, means
-from rlreason.types import DataSet
+from rlreason.types import Comparison, DataSet, Demonstration
 
 M = TypeVar("M", bound=Model)
 COUNTS = (
@@ -39,6 +40,12 @@ COUNTS = (
     "keep_checkpoints",
 )  # fmt: skip
 """Root keys that must be at least 1."""
+
+KINDS = {
+    Demonstration: "demonstrations (conversations to imitate, such as data=chat)",
+    Comparison: "comparisons (a chosen and a rejected answer, such as data=pairs)",
+}
+"""What data sets hold, for people."""
 
 
 @dataclass
@@ -113,7 +120,9 @@ class Fit:
         signal = max(gather_object([self.stop.number]))
         if last or signal or step % self.save_every == 0:
             with self.clock.measure("checkpoint"):
-                checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
+                checkpoint.save(
+                    self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints, every=self.save_every
+                )
         if signal and not last:
             leave(signal, step, self.out, speak=self.record is not None)
 
@@ -150,7 +159,8 @@ class Fit:
             own = [e for e, x in zip(self.evaluated, self.validation, strict=True) if x.category == category]
             found |= {f"eval/{self.name}/{category}/{name}": mean for name, mean in means(own).items()}
         if "accuracy" in self.evaluated[0]:
-            interval = estimate([e["accuracy"] for e in self.evaluated])
+            units = [example.unit for example in self.validation]
+            interval = estimate([e["accuracy"] for e in self.evaluated], units=units)
             found |= {f"eval/{self.name}/accuracy_low": interval.low, f"eval/{self.name}/accuracy_high": interval.high}
         return found
 
@@ -173,9 +183,11 @@ def open_fit(
     out: Path,
     load: Callable[[DictConfig, Accelerator], tuple[M, Objective]],
     prepare: Callable[[M, Any], Example],
+    kind: type[Demonstration | Comparison],
 ) -> Iterator[Fit]:
     """Build a job from its config in folder ``out``, or take it up again if ``cfg.resume`` says so or the folder holds
-    one. ``load`` makes the model and the objective, ``prepare`` an example of what the data set holds.
+    one. ``load`` makes the model and the objective, ``prepare`` an example of what the data set holds, which must be of
+    the ``kind``.
 
     Raises ConfigError for whatever the user can mend. On the way out, also after a crash, console and wandb are closed.
     """
@@ -194,16 +206,28 @@ def open_fit(
     logger = build(cfg, "logger")
     settings: AdamW = build(cfg, "optim")
     data: DataSet[Any] = build(cfg, "data")
+    _check_kind(data, kind)
     seed_generators(int(cfg.seed))
     model, objective = load(cfg, accelerator)
     with naming("data"):
         train, too_long = _prepared(data, "train", model, prepare, cfg.max_length, limit=None)
-        validation, _ = _prepared(data, "validation", model, prepare, cfg.max_length, limit=cfg.eval_limit)
+        validation, too_long_validation = _prepared(
+            data, "validation", model, prepare, cfg.max_length, limit=cfg.eval_limit
+        )
     if not train:
         raise ConfigError(f"data: {data.name} has no training example of at most max_length={cfg.max_length} tokens")
+    if too_long_validation and not validation:
+        raise ConfigError(
+            f"data: all {too_long_validation} validation examples of {data.name} are longer than max_length="
+            f"{cfg.max_length} tokens; raise it, or hold out shorter ones"
+        )
+    counts = {"examples": len(train), "too_long": too_long, "too_long_validation": too_long_validation}
+    described = {**data.manifest(), **counts}
     per_epoch = max(1, len(train) // cfg.batch_size)
     max_steps = cfg.max_steps if cfg.max_steps is not None else max(1, round(cfg.num_epochs * per_epoch))
     resumed = resumed_from(cfg, config, max_steps)
+    if cfg.resume is not None:
+        check_same_data(described, Path(cfg.resume))
     with naming("optim"):
         learner = SupervisedLearner(
             model, objective, settings, accelerator, max_steps=max_steps, micro_batch_tokens=cfg.micro_batch_tokens
@@ -218,15 +242,16 @@ def open_fit(
                 screen = console.open(max_steps, start=done)
                 screen.say(f"run folder: {out}" + (f", after step {done}" if resumed else ""))
                 screen.say(
-                    f"{data.name}: {len(train)} examples to train on, {len(validation)} to validate; {too_long} longer "
-                    f"than {cfg.max_length} tokens left out; {max_steps} steps of {cfg.batch_size}"
+                    f"{data.name}: {len(train)} examples to train on, {len(validation)} to validate; {too_long} and "
+                    f"{too_long_validation} longer than {cfg.max_length} tokens left out; {max_steps} steps of "
+                    f"{cfg.batch_size}"
                 )
                 if console.trace_every:
                     screen.say(shown(model.tokenizer, train[0]))
                 origin = manifest(
                     seed=cfg.seed,
                     model=model.info,
-                    env={**data.manifest(), "examples": len(train), "left_out": too_long},
+                    env=described,
                     root=Path(__file__).resolve().parent.parent,
                 )
                 record = Record(
@@ -243,6 +268,14 @@ def open_fit(
         finally:
             if record:
                 record.close()
+
+
+def _check_kind(data: DataSet[Any], kind: type[Demonstration | Comparison]) -> None:
+    """Raise ConfigError for a data set that holds something else, by its first example."""
+    for item in data.split("train")[:1]:
+        if not isinstance(item, kind):
+            held = KINDS.get(type(item), type(item).__name__)
+            raise ConfigError(f"data: this job learns from {KINDS[kind]}; {data.name} holds {held}")
 
 
 def _prepared(

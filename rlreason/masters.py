@@ -17,6 +17,8 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
+from rlreason.config import ConfigError
+
 Schedule = Literal["constant", "linear", "cosine"]
 
 
@@ -100,9 +102,11 @@ class Masters:
         betas = (settings.adam_beta1, settings.adam_beta2)
         self.optimizer = torch.optim.AdamW(groups, betas=betas, fused=True)
         self._rates: list[float] = [group["lr"] for group in groups]
+        self._step = 0
 
     def begin_step(self, step: int) -> float:
         """Set the learning rates of training step ``step``, from 1; returns the first part's."""
+        self._step = step
         factor = _schedule(self.settings, step, self.max_steps)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
@@ -110,7 +114,8 @@ class Masters:
 
     def step(self, trained: Sequence[Part]) -> list[float]:
         """Sum the gradients of the parts in ``trained`` over the processes, clip each part's norm, step and publish.
-        Returns the norm of each part of ``parts`` before clipping, parts without parameters left out."""
+        Returns the norm of each part of ``parts`` before clipping, parts without parameters left out. Takes no
+        step and raises ConfigError, on every process, if a norm is not finite."""
         if self.accelerator.num_processes > 1:
             for part in trained:
                 for master in part.masters:
@@ -119,6 +124,12 @@ class Masters:
                     master.grad = self.sum(master.grad)
         clip = self.settings.max_grad_norm
         norms = [float(torch.nn.utils.clip_grad_norm_(part.masters, clip)) for part in self.parts if part.masters]
+        if not all(map(math.isfinite, norms)):  # of summed gradients: the same on every process
+            raise ConfigError(
+                f"training has diverged: the gradient of step {self._step} is not finite. Nothing of this step is "
+                "saved, and earlier checkpoints are whole. Lower the learning rate and start a new run, from one of "
+                "them with model=<checkpoint folder> if you like"
+            )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.publish()

@@ -162,6 +162,7 @@ def run(cfg: DictConfig, out: Path) -> float | None:
         raise ConfigError(f"resume={cfg.resume} is no run folder: it has no config.yaml (looked in {Path.cwd()})")
     config = resolved(cfg)
     plan = recipe.read(config)
+    show("checking the configuration of every stage\n")
     recipe.check(plan, out)
     out.mkdir(parents=True, exist_ok=True)
     with Runner(out / "lock") as runner:

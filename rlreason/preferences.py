@@ -6,6 +6,7 @@ Left out: losses for unpaired judgements (KTO), and the many relatives of DPO th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,7 +14,7 @@ import torch
 from torch.nn.functional import logsigmoid
 
 from rlreason.chat import demonstrated
-from rlreason.examples import Example
+from rlreason.examples import Example, unit_of
 from rlreason.policy import Policy
 from rlreason.scorer import RewardModel
 from rlreason.supervised import Losses
@@ -56,12 +57,19 @@ class BradleyTerry:
     """``bradley_terry`` on a reward model's scores; an example's rows are the chosen and the rejected conversation.
 
     Metrics, a number a pair: ``accuracy`` (the chosen one scores higher; half for equal scores), ``margin`` (chosen -
-    rejected), ``score_chosen`` and ``score_rejected``.
+    rejected), ``score_chosen`` and ``score_rejected``. Raises ValueError for a centring that would push the scores away
+    from 0.
     """
 
     model: RewardModel
     use_margin: bool = False
     centring: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.centring) and self.centring >= 0):
+            raise ValueError(
+                f"centring (center_rewards_coefficient) is {self.centring}; it must be 0 (none) or more (0.01 is usual)"
+            )
 
     def count(self, example: Example) -> int:
         return 1
@@ -83,8 +91,8 @@ class DPO:
     """``dpo`` against ``policy``'s reference; an example's rows are the chosen and the rejected completion.
 
     Metrics under TRL's names: ``rewards/chosen`` and ``rewards/rejected``, beta (log pi - log pi_ref) of the
-    completions; ``rewards/margins``, their difference; ``accuracy``, the share of pairs where it is above 0;
-    ``logps/chosen`` and ``logps/rejected``.
+    completions; ``rewards/margins``, their difference; ``accuracy``, the share of pairs where it is above 0, half for
+    pairs where it is 0 (as all are at the start);    ``logps/chosen`` and ``logps/rejected``.
     """
 
     policy: Policy
@@ -127,10 +135,10 @@ def completions(policy: Policy, item: Comparison) -> Example:
         if len(row) > 1:
             raise ValueError("this template rewrites earlier turns, so that the compared turns can't be one completion")
         rows += row
-    return Example(tuple(rows), item.source, item.margin, item.category)
+    return Example(tuple(rows), item.source, unit_of(item.prompt), item.margin, item.category)
 
 
 def conversations(model: RewardModel, item: Comparison) -> Example:
     """A comparison as the two rows that a reward model scores; see ``RewardModel.rows``."""
     rows = model.rows([[*item.prompt, *item.chosen], [*item.prompt, *item.rejected]])
-    return Example(tuple(rows), item.source, item.margin, item.category)
+    return Example(tuple(rows), item.source, unit_of(item.prompt), item.margin, item.category)

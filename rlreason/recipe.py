@@ -74,7 +74,13 @@ def read(config: Mapping[str, Any]) -> Recipe:
     placeholder or choice, and for a stage that needs what is not made before it."""
     if not config["stages"]:
         raise ConfigError("there are no stages: name a recipe, such as +recipe=r1")
+    if not isinstance(config["stages"], Mapping):
+        raise ConfigError(f"stages has a stage under each name; it is {config['stages']!r}")
     validation = _overrides("validation", config["validation"])
+    if not isinstance(config["final"], Mapping):
+        raise ConfigError(
+            f"final has evaluations by name, such as {{test: [split=test]}}, or {{}}: it is {config['final']!r}"
+        )
     final = {name: _overrides(f"final.{name}", given) for name, given in config["final"].items()}
     stages: list[Stage] = []
     for name, given in config["stages"].items():
@@ -114,6 +120,10 @@ def check(recipe: Recipe, out: Path) -> None:
     """Compose the configuration of every stage and evaluation, and build what in them doesn't wait for an earlier
     stage (environments, data, algorithms), so that a mistake in the last one is told before the first one runs.
     Raises ConfigError."""
+    if not re.fullmatch(r"[\w./ -]+", str(out)):
+        raise ConfigError(
+            f"{out}: Hydra takes such a path apart in overrides; use letters, digits and . _ - in its name"
+        )
     made = {
         stage.name: {product: str(out / stage.name / product) for product in stage.products} for stage in recipe.stages
     }

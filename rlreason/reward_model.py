@@ -2,8 +2,8 @@
 
 A reward model from comparisons, by Bradley and Terry's model. The run's ``summary.json`` says how it does on held-out
 pairs: accuracy with its interval, by category, calibration, and how far length alone explains its choices. An ensemble
-is several runs: ``-m seed=1,2,3``, which differ in the order of the data; its members are named where a scorer is asked
-for (``env.scorer.paths``).
+is several runs: ``-m seed=1,2,3``, which differ in the head's start and the order of the data; its members are named
+where a scorer is asked for (``env.scorer.paths``).
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from rlreason.policy import Policy
 from rlreason.preferences import BradleyTerry, conversations
 from rlreason.scorer import RewardModel, write_facts
 from rlreason.stats import estimate
+from rlreason.types import Comparison
 
 
 def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[RewardModel, BradleyTerry]:
@@ -33,30 +34,40 @@ def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[RewardModel, Bradle
     with naming("model"):
         base: Policy = build(cfg, "model")(device=accelerator.device)
         model = RewardModel(base)
-    return model, BradleyTerry(model, use_margin=cfg.use_margin, centring=cfg.center_rewards_coefficient)
+    with naming("reward_model"):
+        return model, BradleyTerry(model, use_margin=cfg.use_margin, centring=cfg.center_rewards_coefficient)
 
 
 def held_out(job: Fit) -> dict[str, Any]:
     """What ``summary.json`` says of the held-out pairs, as the last evaluation found them."""
     results = job.evaluated
-    accuracy = {"all": [r["accuracy"] for r in results]}
-    for category in job.categories:
-        own = zip(results, job.validation, strict=True)
-        accuracy[category] = [result["accuracy"] for result, example in own if example.category == category]
     margin = np.array([r["margin"] for r in results])
     lengths = np.array([[len(s.completion_ids) - 1 for s in example.segments] for example in job.validation])
     return {
-        "accuracy": {category: vars(estimate(values)) for category, values in accuracy.items()},
+        "accuracy": {"all": _accuracy(job)} | {category: _accuracy(job, category) for category in job.categories},
         "calibration": calibration(margin),
         "length_bias": length_bias(margin, lengths[:, 0] - lengths[:, 1]),
     }
 
 
+def _accuracy(job: Fit, category: str | None = None) -> dict[str, Any]:
+    """The mean over the ``n`` pairs of a category (None: all), and its interval over their ``prompts``."""
+    pairs = zip(job.validation, job.evaluated, strict=True)
+    own = [(example.unit, result["accuracy"]) for example, result in pairs if category in (None, example.category)]
+    found = estimate([value for _, value in own], units=[unit for unit, _ in own])
+    return {**vars(found), "n": len(own), "prompts": found.n}
+
+
 def run(cfg: DictConfig, out: Path) -> float | None:
     """Train as ``cfg`` says, in run folder ``out``; returns the held-out accuracy. Raises as ``train.run`` does."""
-    with open_fit(cfg, out, load, conversations) as job:
+    with open_fit(cfg, out, load, conversations, Comparison) as job:
         if not job.validation:
             raise ConfigError(f"data: {job.name} has no validation pair, which scores are normalised on")
+        if cfg.use_margin and not any(example.margin for example in job.train):
+            raise ConfigError(
+                f"use_margin=true, but no pair of {job.name} has a margin: say where it is (data.columns.margin, or "
+                "the two scores), or set use_margin=false"
+            )
         fit(job)
         if not job.evaluated:  # taken up again after its last step
             job.evaluated = job.learner.evaluate(job.validation)

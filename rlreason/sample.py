@@ -197,8 +197,15 @@ def read_samples(run: Path) -> list[Sample]:
         prompt: list[Message] = json.loads(row.pop("prompt"))
         messages: list[Message] = json.loads(row.pop("messages"))
         del row["segment"]
-        samples.append(Sample(**row, prompt=prompt, reply=messages[len(prompt) :]))
+        prompt, reply = parted(prompt, messages)
+        samples.append(Sample(**row, prompt=prompt, reply=reply))
     return samples
+
+
+def parted(prompt: list[Message], messages: list[Message]) -> tuple[list[Message], list[Message]]:
+    """What posed a problem, and what was said to it. A turn that ``prompt`` begins for the policy is the policy's."""
+    posed = prompt[:-1] if prompt[-1]["role"] == "assistant" else prompt
+    return posed, messages[len(posed) :]
 
 
 def summarise(samples: Sequence[Sample], selected: Selected, *, k: Sequence[int]) -> dict[str, Any]:
@@ -273,8 +280,8 @@ def _selection_metrics(selection: Selection, rollouts: Sequence[Rollout], step: 
     """What the selection would make of a chunk by itself."""
     samples = [
         Sample(
-            r.problem.id, step, r.group, place, r.problem.prompt, r.messages[len(r.problem.prompt) :], r.grade.reward,
-            r.grade.correct, r.grade.status, r.finish,
+            r.problem.id, step, r.group, place, *parted(r.problem.prompt, r.messages), r.grade.reward, r.grade.correct,
+            r.grade.status, r.finish,
         )
         for place, r in enumerate(rollouts)
     ]  # fmt: skip

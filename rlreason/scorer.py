@@ -46,7 +46,7 @@ class RewardModel:
 
     ``head`` None is drawn from N(0, 1 / (width + 1)) by torch's global generator (Stiennon et al. 2020, "Learning to
     summarize from human feedback", appendix B.1). Raises ValueError for an architecture that transformers has no
-    sequence classification for, and for LoRA.
+    sequence classification for, or one that is not this trunk with this head, and for LoRA.
     """
 
     def __init__(self, policy: Policy, head: torch.Tensor | None = None) -> None:
@@ -61,6 +61,9 @@ class RewardModel:
                     f"{type(policy.model).__name__} has no form for sequence classification in transformers, which a "
                     "reward model is saved as; choose another base"
                 ) from error
+        self._check_form()
+        added = [str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special]
+        self._marks = sorted({*added, *self.tokenizer.all_special_tokens})
         width = policy.model.config.get_text_config().hidden_size
         self.head = nn.Linear(width, 1, bias=False, device=policy.device)
         with torch.no_grad():
@@ -140,11 +143,20 @@ class RewardModel:
         return {name: stored.get(name, p.detach()).to(self.device) for name, p in [*own, (HEAD, self.head.weight)]}
 
     def _unmarked(self, text: str) -> str:
-        marks = self.tokenizer.all_special_tokens
-        while any(mark in text for mark in marks):  # taking one out can spell another
-            for mark in marks:
+        while any(mark in text for mark in self._marks):  # taking one out can spell another
+            for mark in self._marks:
                 text = text.replace(mark, "")
         return text
+
+    def _check_form(self) -> None:
+        """Raise ValueError if transformers would not find in the saved weights all that its model has."""
+        wanted = self._form.state_dict().keys()
+        missing = sorted(wanted - {*self._policy.model.state_dict(), HEAD})
+        if missing or HEAD not in wanted:
+            raise ValueError(
+                f"{type(self._form).__name__} is not {type(self._policy.model).__name__} with a head {HEAD} (it has "
+                f"{', '.join(missing[:3])}), so that what is learned here could not be saved in it; choose another base"
+            )
 
     def _config(self) -> Any:
         config = copy.deepcopy(self._policy.model.config)
@@ -207,7 +219,8 @@ def load_scorer(
     """The scorer of the reward models at ``paths``: folders that ``rlreason.reward_model`` made, of a run (its newest
     checkpoint is taken) or of a checkpoint.
 
-    Raises ValueError without a path or for a folder without ``reward_model.json``, FileNotFoundError for none.
+    Raises ValueError without a path or for a folder without ``reward_model.json``, FileNotFoundError for a folder that
+    does not exist and for a run without a checkpoint.
     """
     if not paths:
         raise ValueError("no reward model: name at least one folder in paths")
@@ -228,6 +241,8 @@ def write_facts(folder: Path, *, mean: float, std: float) -> None:
 
 def _member(path: str, dtype: Literal["bfloat16", "float32"], device: torch.device) -> Member:
     folder = Path(path)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"reward model {path!r} is no folder (looked in {Path.cwd()})")
     if (folder / "checkpoints").is_dir():
         folder = checkpoint.latest(folder)
     if not (folder / FACTS).is_file():

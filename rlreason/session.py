@@ -36,7 +36,7 @@ from rlreason.perf import Cost, Work, cost_of, peak, speeds, work_of
 from rlreason.policy import Policy
 from rlreason.profiling import StepProfiler
 from rlreason.record import Record
-from rlreason.resume import check_begun
+from rlreason.resume import check_begun, check_same_data
 from rlreason.rollout import Collected, Collector
 from rlreason.sampler import UniformSampler, derived_seed
 from rlreason.signals import StopSignal, leave
@@ -134,7 +134,9 @@ class Session:
         signal = max(gather_object([self.stop.number]))
         if last or signal or step % self.save_every == 0:
             with self.clock.measure("checkpoint"):
-                checkpoint.save(self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints)
+                checkpoint.save(
+                    self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints, every=self.save_every
+                )
         if signal and not last:
             leave(signal, step, self.out, speak=self.record is not None)
 
@@ -236,6 +238,11 @@ def checked(cfg: DictConfig) -> dict[str, Any]:
     for key in ("max_steps", "save_every", "eval_every", "eval_limit", "keep_checkpoints"):
         if config[key] < 1:
             raise ConfigError(f"{key} is {config[key]}; it must be at least 1")
+    temperature, trained = config.get("eval_temperature", 0.0), config["sampling"]["temperature"]
+    if temperature < 0:
+        raise ConfigError(f"eval_temperature is {temperature}; it must be 0 (greedy) or more")
+    if config.get("eval_kl") and temperature != trained:
+        raise ConfigError(f"eval_kl needs samples of the policy: set eval_temperature={trained} (it is {temperature})")
     return config
 
 
@@ -284,6 +291,8 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     resumed = resumed_from(cfg, config, cfg.max_steps)
     parts = assemble(cfg, accelerator)
     algo, sampling, env, policy, engine = parts.algo, parts.sampling, parts.env, parts.policy, parts.engine
+    if cfg.resume is not None:
+        check_same_data(env.manifest(), Path(cfg.resume))
     learner = make_learner(cfg, parts, accelerator)
     seed = int(cfg.seed)
     for split in ("train", "validation"):

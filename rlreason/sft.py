@@ -16,7 +16,7 @@ from omegaconf import DictConfig
 
 from rlreason.chat import demonstrated
 from rlreason.config import CONF, build, continued, guarded, naming, start
-from rlreason.examples import Example
+from rlreason.examples import Example, unit_of
 from rlreason.fit import fit, open_fit
 from rlreason.policy import Policy
 from rlreason.supervised import Losses, per_example
@@ -48,12 +48,13 @@ def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[Policy, NextToken]:
 
 def prepare(policy: Policy, item: Demonstration) -> Example:
     """A conversation as rows of tokens. Raises ValueError if the assistant has no turn in it."""
-    return Example(tuple(demonstrated(policy.tokenizer, policy.end_ids, item.messages)), item.source)
+    rows = demonstrated(policy.tokenizer, policy.end_ids, item.messages)
+    return Example(tuple(rows), item.source, unit_of(item.messages[:-1]))
 
 
 def run(cfg: DictConfig, out: Path) -> float | None:
     """Train as ``cfg`` says, in run folder ``out``; returns the last validation loss. Raises as ``train.run`` does."""
-    with open_fit(cfg, out, load, prepare) as job:
+    with open_fit(cfg, out, load, prepare, Demonstration) as job:
         fit(job)
         return job.finish().get(f"eval/{job.name}/loss")
 

@@ -40,7 +40,8 @@ class StopSignal:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.number = number
         self._restore()
-        with contextlib.suppress(OSError, ValueError):  # the reader of a pipe has left: saving goes on all the same
+        # The reader of a pipe has left, or the signal came in the middle of another print: saving goes on all the same.
+        with contextlib.suppress(OSError, ValueError, RuntimeError):
             print(
                 f"\n{signal.Signals(number).name}: finishing this step, then saving. Again to stop at once.", flush=True
             )

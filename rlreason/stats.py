@@ -1,7 +1,8 @@
 """Statistics of an evaluation: pass@k, maj@k, and intervals that treat the problem as the unit.
 
 Every interval here resamples problems, never single answers: several answers to one problem are not independent,
-and an interval over answers would be too narrow.
+and an interval over answers would be too narrow. Where values are of something else than problems, ``units`` says
+which of them belong together.
 
 Left out: tests of significance between two runs. Compare their per-problem values in pairs instead, by
 ``bootstrap_interval`` of the differences.
@@ -10,7 +11,7 @@ Left out: tests of significance between two runs. Compare their per-problem valu
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -23,7 +24,7 @@ _CHUNK = 4_000_000
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over ``n`` problems and its interval, ``low`` to ``high``."""
+    """A mean over ``n`` problems (or other units) and its interval, ``low`` to ``high``."""
 
     mean: float
     low: float
@@ -93,11 +94,20 @@ def wilson_interval(successes: int, n: int, *, confidence: float = 0.95) -> tupl
 
 
 def bootstrap_interval(
-    values: npt.ArrayLike, *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: npt.ArrayLike,
+    *,
+    units: Sequence[Hashable] | None = None,
+    confidence: float = 0.95,
+    resamples: int = 10_000,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over problems (Efron 1979).
 
     ``values`` holds one number per problem, shape (n,). The same arguments give the same interval.
+
+    With ``units``, one for each value, values of one unit are not independent: whole units are resampled, and the mean
+    is that of all values in them (the cluster bootstrap; Davison and Hinkley 1997, section 3.8). What is said of
+    problems below is then said of units. Where every unit has one value, the interval is the same.
 
     Where the bootstrap has nothing to resample, this says so instead of returning a width of 0:
 
@@ -106,33 +116,50 @@ def bootstrap_interval(
     - A single value that is neither 0 nor 1: (nan, nan), since one problem tells nothing about the spread.
     - Any other constant (every answer cut at 256 tokens, say): that constant twice; nothing varied.
 
-    Raises ValueError if ``values`` is empty, not one-dimensional or holds NaN or infinity.
+    Raises ValueError if ``values`` is empty, not one-dimensional or holds NaN or infinity, and unless there are as many
+    units as values.
     """
     if not 0 < confidence < 1:
         raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, such as 0.95")
     if resamples < 1:
         raise ValueError(f"resamples is {resamples}; it must be at least 1")
     array = _per_problem(values)
-    n = array.size
+    sums, counts = _by_unit(array, units)
+    n = sums.size
     if (array == array[0]).all():
         value = float(array[0])
         if value in (0.0, 1.0):
             return wilson_interval(n if value else 0, n, confidence=confidence)
         return (value, value) if n > 1 else (math.nan, math.nan)
+    if n == 1:
+        return math.nan, math.nan
     rng = np.random.default_rng(seed)
     rows = max(1, _CHUNK // n)
-    means = np.concatenate(
-        [
-            array[rng.integers(0, n, size=(min(rows, resamples - start), n))].mean(axis=1)
-            for start in range(0, resamples, rows)
-        ]
-    )
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
+    means = []
+    for start in range(0, resamples, rows):
+        drawn = rng.integers(0, n, size=(min(rows, resamples - start), n))
+        means.append(sums[drawn].sum(axis=1) / (n if units is None else counts[drawn].sum(axis=1)))
+    low, high = np.quantile(np.concatenate(means), [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)
 
 
-def estimate(values: npt.ArrayLike, *, confidence: float = 0.95, seed: int = 0) -> Estimate:
-    """The mean of per-problem ``values``, shape (n,), with its ``bootstrap_interval``."""
+def _by_unit(
+    array: npt.NDArray[np.float64], units: Sequence[Hashable] | None
+) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.int64]]:
+    """Sum and number of the values of each unit, in the order in which the units first appear."""
+    if units is None:
+        return array, np.ones(array.size, dtype=np.int64)
+    if len(units) != array.size:
+        raise ValueError(f"{array.size} values but {len(units)} units; give one unit per value")
+    places: dict[Hashable, int] = {}
+    place = np.array([places.setdefault(unit, len(places)) for unit in units])
+    return np.bincount(place, weights=array).astype(np.float64), np.bincount(place)
+
+
+def estimate(
+    values: npt.ArrayLike, *, units: Sequence[Hashable] | None = None, confidence: float = 0.95, seed: int = 0
+) -> Estimate:
+    """The mean of per-problem ``values``, shape (n,), with its ``bootstrap_interval``; ``n`` counts the ``units``."""
     array = _per_problem(values)
-    low, high = bootstrap_interval(array, confidence=confidence, seed=seed)
-    return Estimate(mean=float(array.mean()), low=low, high=high, n=array.size)
+    low, high = bootstrap_interval(array, units=units, confidence=confidence, seed=seed)
+    return Estimate(mean=float(array.mean()), low=low, high=high, n=_by_unit(array, units)[0].size)

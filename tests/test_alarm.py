@@ -206,6 +206,20 @@ def test_an_environment_without_proxy_and_gold_is_refused_before_any_step(tmp_pa
 # The KL of whole completions
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (("eval_kl=true",), r"eval_kl needs samples of the policy: set eval_temperature=1.0 \(it is 0.0\)"),
+        (("eval_kl=true", "eval_temperature=0.5"), "set eval_temperature=1.0"),
+        (("eval_temperature=-1",), "eval_temperature is -1.0; it must be 0"),
+    ],
+)
+def test_a_kl_of_other_samples_is_refused(overrides: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    """Log-probabilities of greedy samples average to no KL; it could be negative."""
+    with pytest.raises(ConfigError, match=said):
+        run(tiny_config(*CAPITALS, *overrides), tmp_path)
+
+
 @pytest.mark.parametrize("lora", [0, 4])
 def test_the_kl_of_an_evaluation_by_hugging_face_alone(lora: int, tmp_path: Path) -> None:
     small = ("eval_kl=true", "eval_temperature=0.7", "sampling.temperature=0.7", "max_steps=2", "eval_every=2")

@@ -233,12 +233,13 @@ def test_verdicts_are_asked_for_once(tmp_path: Path) -> None:
 # The entry point
 
 
-def config(*overrides: str) -> DictConfig:
+def config(*overrides: str, models: tuple[str, ...] = ("plain", "sharp")) -> DictConfig:
     register()
     small = ("model.dtype=float32", "sampling.max_completion_length=12", "sampling.temperature=1.0")
-    models = f"models={{plain: tiny, sharp: '{tiny_folder()}'}}"
+    paths = {"plain": "tiny", "sharp": f"'{tiny_folder()}'"}
+    playing = "models={%s}" % ", ".join(f"{name}: {paths[name]}" for name in models)  # noqa: UP031  braces
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("arena", overrides=[*CAPITALS, models, *small, "chunk=3", "resamples=100", *overrides])
+        return compose("arena", overrides=[*CAPITALS, playing, *small, "chunk=3", "resamples=100", *overrides])
 
 
 def board_of(out: Path) -> dict[str, Any]:
@@ -395,6 +396,12 @@ def test_models_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     ):
         with pytest.raises(ConfigError, match=message):
             paths_of(models)
+
+
+def test_models_keep_their_places(done: Path) -> None:
+    """Answers and verdicts lie under them."""
+    with pytest.raises(ConfigError, match=f"{done} was started with the models in this order: plain, sharp"):
+        run(config(f"resume={done}", models=("sharp", "plain")), done)
 
 
 def test_mistakes_are_told_before_anything_is_generated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

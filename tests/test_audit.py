@@ -407,6 +407,16 @@ def test_mistakes_are_told(tmp_path: Path) -> None:
         ((ours, FROM_PAIRS), "say whose responses to audit"),
         ((ours, "limit=0"), "limit is 0; it must be at least 2"),
         ((ours, "confidence=95"), "confidence is 95"),
+        ((ours, "examples=-1"), "examples is -1; it must be at least 0"),
+        ((ours, "triggers=cf"), r"triggers is 'cf'; it must be a list, such as triggers=\[cf,mn\]"),
+        ((ours, "phrases=null"), "phrases is None; it must be a list"),
+        (
+            (
+                "data={_target_: test_supervised.Made, example: {_target_: test_supervised.echo, _partial_: true}, "
+                "sizes: {train: 4, validation: 4}}",
+            ),
+            "data: made holds demonstrations; an audit needs comparisons",
+        ),
         ((ours, "limit=5", "mine=5"), "0 to mine for phrases: lower limit, or set mine=0"),
         ((f"run={tmp_path}",), "run: no traces in"),
         ((ours, f"resume={tmp_path / 'none'}"), "is no run folder"),

@@ -232,6 +232,15 @@ def test_what_has_nothing_to_learn_is_refused(messages: list[Message], start: in
         demonstrated(tokenizer_with(), ENDS, messages, start=start)
 
 
+def test_what_a_template_refuses_is_said() -> None:
+    """As Gemma's does a system message."""
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    tokenizer = tokenizer_with(refuses + CHATML_TEMPLATE)
+    with pytest.raises(ValueError, match="template refuses this conversation: System role not supported"):
+        demonstrated(tokenizer, ENDS, [{"role": "system", "content": "S"}, *talk("hi", "yes")])
+    assert len(demonstrated(tokenizer, ENDS, talk("hi", "yes"))) == 1
+
+
 # As a rollout would have made them
 
 

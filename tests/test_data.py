@@ -9,7 +9,7 @@ import json
 import math
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -247,21 +247,21 @@ def test_a_worked_example_is_no_demonstration() -> None:
 
 
 def arrange(train: list[str], validation: list[str] | None = None, share: float = 0.3, seed: int = 0) -> Splits[str]:
-    """Examples are texts like ``a1``, whose opening is the first letter."""
+    """Examples are texts like ``a1``, whose unit is the first letter."""
     return arranged(
-        train, validation, identity=lambda x: x, opening=lambda x: x[0], share=share, seed=seed, what="letters"
+        train, validation, identity=lambda x: x, unit=lambda x: x[0], share=share, seed=seed, what="letters"
     )
 
 
 LETTERS = [f"{letter}{number}" for letter in "abcdefghij" for number in (1, 2)]
 
 
-def test_held_out_by_opening_whatever_the_order() -> None:
+def test_held_out_by_unit_whatever_the_order() -> None:
     splits = arrange([*LETTERS, "a1", "b2"])
-    openings = {text[0] for text in splits.validation}
-    assert len(openings) == 3  # 0.3 of ten letters
-    assert sorted(splits.validation) == [text for text in LETTERS if text[0] in openings]
-    assert splits.train == [text for text in LETTERS if text[0] not in openings]
+    units = {text[0] for text in splits.validation}
+    assert len(units) == 3  # 0.3 of ten letters
+    assert sorted(splits.validation) == [text for text in LETTERS if text[0] in units]
+    assert splits.train == [text for text in LETTERS if text[0] not in units]
     assert (splits.left_out["repeats"], splits.sizes) == (2, {"train": 14, "validation": 6})
     assert {*arrange(LETTERS[::-1]).validation} == {*splits.validation}
     assert len({tuple(sorted(arrange(LETTERS, seed=seed).validation)) for seed in range(8)}) > 4
@@ -271,10 +271,10 @@ def test_held_out_by_opening_whatever_the_order() -> None:
 def test_validation_is_in_mixed_order() -> None:
     order = [text[0] for text in arrange(LETTERS, share=0.8).validation]
     assert order != sorted(order)
-    assert order[::2] == order[1::2]  # examples of one opening lie together, in their order
+    assert order[::2] == order[1::2]  # examples of one unit lie together, in their order
 
 
-def test_given_validation_keeps_its_openings() -> None:
+def test_given_validation_keeps_its_units() -> None:
     splits = arrange(["a1", "b1", "c1", "c1"], ["b2", "d1", "d1"])
     assert splits.train == ["a1", "c1"]
     assert sorted(splits.validation) == ["b2", "d1"]
@@ -346,6 +346,51 @@ def test_chats_of_several_files_and_given_validation(tmp_path: Path) -> None:
     assert data.manifest()["left_out"] == {"repeats": 0, "prompt_in_validation": 1}
 
 
+def sides(data: Any, of: Callable[[Any], str]) -> dict[str, set[str]]:
+    """What ``of`` says of the examples of each split."""
+    return {name: {of(example) for example in data.split(name)} for name in SPLITS}
+
+
+def test_one_question_under_two_system_messages_is_on_one_side(tmp_path: Path) -> None:
+    systems: list[list[Message]] = [[], [{"role": "system", "content": "Be brief."}]]
+    questions = [[*system, user(f"{number}?")] for number in range(20) for system in systems]
+    chats = [{"messages": [*question, assistant("!")]} for question in questions]
+    compared = [{"prompt": question, "chosen": "a", "rejected": "b"} for question in questions]
+    chat = sides(
+        Chat(JsonLines(write(tmp_path / "chat.jsonl", chats)), validation_share=0.3), lambda x: asked(x.messages)
+    )
+    pair = sides(
+        Pairs(JsonLines(write(tmp_path / "pairs.jsonl", compared)), validation_share=0.3), lambda x: asked(x.prompt)
+    )
+    for found in (chat, pair):
+        assert [len(found[name]) for name in SPLITS] == [14, 6]
+        assert not found["train"] & found["validation"]
+
+
+def asked(messages: Sequence[Message]) -> str:
+    """The last question."""
+    return next(message["content"] for message in reversed(messages) if message["role"] == "user")
+
+
+EXAMPLE: list[Message] = [user("How is it done?"), assistant("Like this.")]
+
+
+def test_samples_with_a_worked_example_are_held_out_by_their_problem(tmp_path: Path) -> None:
+    """All of them begin alike; the file of ``rlreason.sample`` says whose they are."""
+    rows = [
+        {"messages": [*EXAMPLE, user(f"{number}?"), assistant(text)], "provenance": {"problem": f"p{number}"}}
+        for number in range(20)
+        for text in ("yes", "no")
+    ]
+    data = Chat(JsonLines(write(tmp_path / "sft.jsonl", rows)), validation_share=0.3)
+    assert data.manifest()["sizes"] == {"train": 28, "validation": 12}
+    found = sides(data, lambda shown: asked(shown.messages))
+    assert not found["train"] & found["validation"]
+    nameless = [{**row, "provenance": about} for row, about in zip(rows, ({"problem": 3}, None, "p"), strict=False)]
+    with pytest.raises(ValueError, match="both need at least one"):  # what is no name of a problem is none
+        Chat(JsonLines(write(tmp_path / "nameless.jsonl", nameless)))
+
+
 @pytest.mark.parametrize(
     ("row", "what"),
     [
@@ -363,6 +408,7 @@ def test_chats_of_several_files_and_given_validation(tmp_path: Path) -> None:
         ),
         ({"messages": [user("a"), {"role": "assistant", "content": None}]}, r"messages\[1\] has no content"),
         ({"messages": [user("a"), {"role": "assistant"}]}, r"messages\[1\] has no content"),
+        (r'{"prompt": "a\ud83d", "completion": "b"}', r"prompt\[0\] has half a character, \\ud83d, which is no text"),
         ({"messages": [user("a")]}, "'messages' has no assistant turn"),
         ({"messages": [assistant("a")]}, "'messages' has no user turn before"),
         ({"messages": [assistant("a"), user("b"), assistant("c")]}, "'messages' has no user turn before"),
@@ -514,6 +560,28 @@ def test_margins_and_categories(tmp_path: Path) -> None:
         Columns(margin="margin", score_chosen="score", score_rejected="low")
 
 
+def test_ties_are_left_out_and_counted(tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": f"{number}?",
+            "chosen": "a",
+            "rejected": "b",
+            "score": 2 + number % 2,
+            "low": 2,
+            "margin": number % 2,
+        }
+        for number in range(8)
+    ]
+    scored = pairs(tmp_path, *rows, columns=Columns(score_chosen="score", score_rejected="low"))
+    assert {pair.margin for pair in both(scored)} == {1.0, 2.0}
+    assert len(both(scored)) == 5  # the odd ones, and the second prompt
+    assert scored.manifest()["left_out"] == {"repeats": 0, "prompt_in_validation": 0, "ties": 4}
+    for columns in (Columns(), Columns(margin="margin")):  # without scores, or hardly better: no tie
+        data = pairs(tmp_path, *rows, columns=columns)
+        assert len(both(data)) == 9
+        assert data.manifest()["left_out"]["ties"] == 0
+
+
 def test_no_prompt_is_on_both_sides(tmp_path: Path) -> None:
     """Nor are two prompts that begin alike."""
     rows = [
@@ -551,7 +619,7 @@ def test_hh_rlhf(shared_data: Path) -> None:
 
 
 def rollout(group: int, reply: str, reward: float, correct: bool | None = True, **settings: Any) -> Rollout:
-    problem = Problem(f"p{group}", [user(f"{group}?")], None)
+    problem = Problem(f"p{group}", [*settings.pop("example", []), user(f"{group}?")], None)
     messages = [*problem.prompt, assistant(reply)]
     segments = [Segment([1], [2], [0.0], [True])] * settings.pop("segments", 1)
     grade = Grade(reward, correct, settings.pop("status", "ok"), settings.pop("parts", {}))
@@ -654,6 +722,34 @@ def test_labelled_traces(tmp_path: Path) -> None:
     ):
         with pytest.raises(ValueError, match=what):
             labelled(**settings)
+
+
+def test_traces_with_a_worked_example_are_held_out_by_the_whole_prompt(tmp_path: Path) -> None:
+    """All prompts begin alike then."""
+    rollouts = [
+        rollout(group, text, reward, example=EXAMPLE)
+        for group in range(10)
+        for text, reward in (("good", 1.0), ("poor", 0.0), ("poorer", -1.0))
+    ]
+    run = run_folder(tmp_path / "run", rollouts)
+    accepted = AcceptedTraces(str(run), validation_share=0.3)
+    labelled = LabelledTraces(str(run), validation_share=0.3)
+    found = [sides(accepted, lambda x: asked(x.messages)), sides(labelled, lambda x: asked(x.prompt))]
+    for own in found:
+        assert [len(own[name]) for name in SPLITS] == [7, 3]
+        assert not own["train"] & own["validation"]
+    assert accepted.split("train")[0].messages[:2] == EXAMPLE
+    assert labelled.manifest()["sizes"] == {"train": 21, "validation": 9}
+
+
+def test_manifests_of_traces_name_their_contents(tmp_path: Path) -> None:
+    run = run_folder(tmp_path / "run", [rollout(group, text, len(text)) for group in range(4) for text in ("a", "bcd")])
+    files = sorted((run / "traces").iterdir())
+    hashes = {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    for data in (AcceptedTraces(str(run)), LabelledTraces(str(run))):
+        assert data.manifest()["sha256"] == hashes
+        assert data.manifest()["left_out"] == {"repeats": 0, "prompt_in_validation": 0}
+    assert AcceptedTraces(str(files[1])).manifest()["sha256"] == {str(files[1]): hashes[str(files[1])]}
 
 
 def test_noise_is_in_train_only_and_counted(tmp_path: Path) -> None:

@@ -363,7 +363,7 @@ def test_training_goes_on_exactly_from_a_checkpoint(tmp_path: Path) -> None:
     steps(whole, 5)
     first = fresh()
     steps(first, 3)
-    folder = checkpoint.save(tmp_path, 3, first, Accelerator(), keep=1)
+    folder = checkpoint.save(tmp_path, 3, first, Accelerator(), keep=1, every=1)
     second = fresh()
     checkpoint.load(folder, second, Accelerator())
     assert all(torch.equal(a, b) for a, b in zip(second.masters, first.masters, strict=True))

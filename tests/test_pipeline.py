@@ -430,6 +430,8 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "missing": (bad(changed("three", overrides=["data=chat"])), r"stages\.three \(sft\).*data\.source\.train"),
     "out of range": (bad(changed("four", job="train", overrides=["env.digits=0"])), r"four \(train\).*digits is 0"),
     "misspelled in the end": (bad(final={"test": ["spllit=test"]}), r"test \(evaluate\).*spllit"),
+    "no list of final evaluations": (bad(final=None), r"final has evaluations by name.*it is None"),
+    "a list of stages": (bad([1]), r"stages has a stage under each name; it is \[1\]"),
     "no such group": (bad(changed("four", job="train", overrides=["env=nothing"])), r"stages\.four \(train\).*nothing"),
 }  # fmt: skip
 
@@ -439,6 +441,12 @@ def test_a_mistake_is_told_before_anything_runs(given: dict[str, Any], said: str
     with pytest.raises(ConfigError, match=f"(?s){said}"):
         run(config(given), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["a,b", "a=b", "it's", "a(b)"])
+def test_a_folder_that_hydra_would_take_apart_is_refused(name: str, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="Hydra takes such a path apart"):
+        recipe.check(recipe.Recipe("tiny", (), (), {}), tmp_path / name)
 
 
 def test_filling_in() -> None:

@@ -129,6 +129,12 @@ def test_numbers_that_cannot_train_are_refused(changes: dict[str, float], said: 
         DPO(tiny(), **{"beta": 0.1, **changes})
 
 
+@pytest.mark.parametrize("centring", [-0.1, float("nan"), float("inf")])
+def test_a_centring_that_cannot_train_is_refused(centring: float) -> None:
+    with pytest.raises(ValueError, match=r"\(center_rewards_coefficient\) is .*must be 0"):
+        BradleyTerry(RewardModel(tiny()), centring=centring)
+
+
 # On the model
 
 
@@ -331,7 +337,7 @@ def with_line_break(example: Example) -> Example:
         Segment(s.prompt_ids, [*s.completion_ids, newline], [*s.sampler_logp, 0.0], [*s.mask, True])
         for s in example.segments
     ]
-    return Example(tuple(rows), example.source)
+    return Example(tuple(rows), example.source, example.unit)
 
 
 def test_dpo_is_trls(tmp_path: Path) -> None:

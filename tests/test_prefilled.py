@@ -114,7 +114,8 @@ def test_it_is_an_environment_again() -> None:
     assert isinstance(env, Env)
     assert env.name == "begun"
     assert env.split("test").size == 3
-    assert env.manifest() == {"source": "made up", "prefilled": "Well, "}
+    assert env.manifest() == {"source": "made up", "name": "begun", "prefilled": "Well, "}
+    assert Prefilled(Asks(), "Well, ").name == f"{Asks().name}_prefilled"
     with pytest.raises(ValueError, match="never right"):
         env.validate()
     PREFILLED.validate()

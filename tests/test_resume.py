@@ -20,6 +20,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from test_train import TINY, metrics_of, texts_of, timeless, tiny_config, weights_of
 
 from rlreason import checkpoint
@@ -303,6 +304,33 @@ def test_a_crash_while_removing_an_old_checkpoint_leaves_no_half_one(
     assert checkpoint.latest(out).name == "step-000004"
     for folder in checkpoint.found(out):
         weights_of(out, checkpoint.step_of(folder))
+
+
+class Weightless:
+    """A learner whose checkpoints are empty."""
+
+    policy = property(lambda self: self)
+    masters: tuple[torch.Tensor, ...] = ()
+
+    def save(self, folder: str, masters: Any) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+
+@pytest.mark.parametrize("stopped_after", [3, 12, 15, 19, 29, 31, 44])
+@pytest.mark.parametrize("keep", [1, 2, 3])
+def test_a_run_that_was_stopped_ends_with_the_checkpoints_of_one_that_was_not(
+    stopped_after: int, keep: int, tmp_path: Path
+) -> None:
+    """Or a pipeline would choose among others."""
+    regular = [10, 20, 30, 40, 45]  # save_every=10, and the last
+    for name, steps in {"whole": regular, "stopped": sorted({*regular, stopped_after})}.items():
+        for step in steps:
+            checkpoint.save(tmp_path / name, step, Weightless(), Accelerator(), keep=keep, every=10)  # type: ignore[arg-type]
+            assert checkpoint.step_of(checkpoint.latest(tmp_path / name)) == step
+    kept = [[folder.name for folder in checkpoint.found(tmp_path / name)] for name in ("whole", "stopped")]
+    assert kept[0] == kept[1] == [f"step-{step:06d}" for step in regular[-keep:]]
 
 
 def test_another_configuration_is_refused(crashed: Path) -> None:

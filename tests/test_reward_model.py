@@ -6,6 +6,8 @@ import io
 import json
 import math
 import random
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,8 +21,11 @@ from test_train import metrics_of
 
 from rlreason import reward_model
 from rlreason.config import ConfigError
+from rlreason.examples import Example
 from rlreason.pair_stats import calibration, length_bias, report_table
 from rlreason.scorer import FACTS, load_scorer
+from rlreason.stats import estimate
+from rlreason.supervised import SupervisedLearner
 from rlreason.types import Comparison
 
 
@@ -126,6 +131,40 @@ def test_scores_need_held_out_pairs(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="data: made has no validation pair"):
         reward_model.run(config("reward_model", data=data), tmp_path / "run")
     assert not list(tmp_path.rglob("step-*"))
+
+
+def test_a_margin_that_no_pair_has_is_refused(tmp_path: Path) -> None:
+    data = made("test_reward_model.exclaiming", train=8, validation=2)
+    with pytest.raises(ConfigError, match=r"no pair of made has a margin.*use_margin=false"):
+        reward_model.run(config("reward_model", "use_margin=true", data=data), tmp_path / "run")
+    assert not list(tmp_path.rglob("step-*"))
+    few = ("max_steps=1", "use_margin=true")
+    reward_model.run(config("reward_model", *few), tmp_path / "with")  # liking_capitals has margins
+
+
+def alike(split: str, number: int) -> Comparison:
+    """Four pairs a prompt."""
+    pair = exclaiming(split, number)
+    return replace(pair, prompt=talk(f"{split} {number // 4}?"), category="all")
+
+
+def test_intervals_are_over_prompts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four pairs of one prompt are not four independent ones."""
+    right = [float(number // 4 % 3 > 0) for number in range(24)]  # all four of a prompt alike; 4 of 6 prompts
+
+    def evaluate(self: SupervisedLearner, examples: Sequence[Example]) -> list[dict[str, float]]:
+        each = {"count": 1.0, "loss": 0.5, "margin": 0.1, "score_chosen": 0.1, "score_rejected": 0.0}
+        return [each | {"accuracy": value} for value in right]
+
+    monkeypatch.setattr(SupervisedLearner, "evaluate", evaluate)
+    data = made("test_reward_model.alike", train=16, validation=24)
+    reward_model.run(config("reward_model", "max_steps=1", data=data), tmp_path / "run")
+    expected = estimate(right[::4])
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["accuracy"]["all"]
+    assert found == vars(expected) | {"n": 24, "prompts": 6}
+    last = metrics_of(tmp_path / "run")[-1]
+    assert (last["eval/made/accuracy_low"], last["eval/made/accuracy_high"]) == (expected.low, expected.high)
+    assert expected.low < estimate(right).low  # of 24 pairs, had they been independent
 
 
 def test_seeds_make_different_members(tmp_path: Path) -> None:

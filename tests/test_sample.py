@@ -21,6 +21,7 @@ from omegaconf import DictConfig
 from test_train import CAPITALS, timeless
 
 from envs.base import GeneratedSplit, SingleTurnEnv, check_split
+from envs.data.traces import AcceptedTraces
 from rlreason.analysis.load import read_traces
 from rlreason.clock import Clock
 from rlreason.config import CONF, ConfigError, model_paths, register, start
@@ -331,6 +332,26 @@ def test_a_reward_without_a_verdict(tmp_path: Path) -> None:
     assert frame["correct"].isna().all()
     assert len(rows_of(tmp_path)) == (frame["reward"] >= 0.3).sum()
     assert 0 < len(rows_of(tmp_path)) < 16
+
+
+def test_a_turn_that_was_begun_is_learned_whole(tmp_path: Path) -> None:
+    """With env=prefilled the prompt ends in the policy's own turn: what it began with is part of what it said."""
+    begun = (
+        "~env", "env={_target_: envs.prefilled.Prefilled, text: 'Well, ', env: {_target_: test_train.Capitals}}",
+    )  # fmt: skip
+    run(config(*begun, "limit=8", "num_samples=8", "selection.min_reward=0.01"), tmp_path)
+    written = rows_of(tmp_path)
+    texts = set(read_traces(tmp_path)["text"])
+    assert written
+    for row in written:
+        asked, answer = row["messages"]
+        assert asked["role"] == "user"
+        assert answer["content"] in texts
+    assert any(len(row["messages"][-1]["content"]) > len("Well, ") for row in written)
+    traces = AcceptedTraces(str(tmp_path), min_reward=0.01, validation_share=0.5)
+    taught = {shown.messages[-1]["content"] for name in ("train", "validation") for shown in traces.split(name)}
+    assert taught <= texts
+    assert any(len(text) > len("Well, ") for text in taught)
 
 
 def test_nothing_accepted(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import torch
 from helpers import sharpen, tiny, tiny_folder
 from safetensors.torch import load_file
 from test_supervised import talk
-from tokenizers import Tokenizer, decoders, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 from transformers import (
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
+    ModernBertDecoderConfig,
+    ModernBertDecoderForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -162,6 +164,15 @@ def test_special_tokens_that_a_message_spells_out_are_not_read(written: str) -> 
     assert (row.prompt_ids + row.completion_ids[:-1]).count(2) == 2  # the template's own
 
 
+def test_special_tokens_that_have_no_role_are_not_read_either() -> None:
+    policy = tiny()
+    policy.tokenizer.add_tokens([AddedToken("<|tool|>", special=True), AddedToken("plain", special=False)])
+    assert "<|tool|>" not in policy.tokenizer.all_special_tokens
+    model = RewardModel(policy)
+    assert model.rows([talk("Hi!", "fi<|tool|>ne")]) == model.rows([talk("Hi!", "fine")])
+    assert model.rows([talk("Hi!", "plainly")]) != model.rows([talk("Hi!", "ly")])
+
+
 def test_the_head_is_drawn_from_its_distribution() -> None:
     torch.manual_seed(0)
     drawn = torch.cat([RewardModel(tiny()).head.weight.detach() for _ in range(8)])
@@ -176,6 +187,17 @@ def test_the_head_is_drawn_from_its_distribution() -> None:
 def test_lora_is_refused() -> None:
     with pytest.raises(ValueError, match=r"set model.lora.r=0"):
         RewardModel(models.load(tiny_folder(), dtype="float32", lora=LoRA(4)))
+
+
+def test_a_base_whose_classifier_is_another_is_refused() -> None:
+    """transformers calls its head ``classifier`` and puts a layer before it: what is trained here would be dropped."""
+    config = ModernBertDecoderConfig(
+        vocab_size=300, hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        pad_token_id=0, bos_token_id=1, eos_token_id=2, cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    policy = Policy(ModernBertDecoderForCausalLM(config), tiny().tokenizer, dtype=torch.float32, info={})
+    with pytest.raises(ValueError, match=r"DecoderForSequenceClassification .*score\.weight \(it has classif"):
+        RewardModel(policy)
 
 
 # On disk
@@ -298,6 +320,8 @@ def test_what_is_no_reward_model_is_refused(ensemble: list[Path], tmp_path: Path
     with pytest.raises(ValueError, match="is no finished reward model"):
         load_scorer([tiny_folder()])
     with pytest.raises(ValueError, match=f"has no {FACTS}"):
+        load_scorer([str(tmp_path)])
+    with pytest.raises(FileNotFoundError, match=r"nowhere' is no folder \(looked in"):
         load_scorer([str(tmp_path / "nowhere")])
     run = tmp_path / "run"
     (run / "checkpoints").mkdir(parents=True)

@@ -26,6 +26,7 @@ from rlreason.types import Comparison, Demonstration
 
 QUIET = ("hydra/job_logging=none", "hydra/hydra_logging=none")
 ECHOES = made("test_supervised.echo", train=12, validation=4)
+COMPARED = made("test_supervised.liking_capitals", train=12, validation=4)
 
 
 def ok(split: str, number: int) -> Demonstration:
@@ -65,7 +66,7 @@ def test_the_run_folder_is_complete(taught: Path) -> None:
     }  # fmt: skip
     assert [path.name for path in (taught / "checkpoints").iterdir()] == ["step-000040"]
     said = json.loads((taught / "manifest.json").read_text())
-    assert said["env"] == {"name": "made", "examples": 16, "left_out": 0}
+    assert said["env"] == {"name": "made", "examples": 16, "too_long": 0, "too_long_validation": 0}
     assert said["model"]["path"] == "tiny"
     assert OmegaConf.load(taught / "config.yaml").seed == 3
 
@@ -164,7 +165,7 @@ def test_the_first_example_is_shown_as_it_enters(
     assert "train:0; ⟦ ⟧ is what the loss looks at" in said
     assert "assistant\n⟦a<|im_end|>⟧" in said
     assert "⟦A<|im_end|>⟧" in said
-    assert "18 examples to train on, 7 to validate; 0 longer" in said
+    assert "18 examples to train on, 7 to validate; 0 and 0 longer" in said
 
 
 @pytest.mark.parametrize(
@@ -179,6 +180,15 @@ def test_the_first_example_is_shown_as_it_enters(
         (sft, ("model=./nowhere",), 2, "./nowhere"),
         (dpo, ("beta=0",), 2, "dpo: beta is 0"),
         (dpo, ("label_smoothing=0.6",), 2, "dpo: label_smoothing is 0.6"),
+        (
+            sft,
+            ("data=synthetic",),
+            2,
+            "from demonstrations (conversations to imitate, such as data=chat); synthetic",
+        ),
+        (dpo, ("data=worked",), 2, "(a chosen and a rejected answer, such as data=pairs); worked holds demonstrations"),
+        (reward_model, ("data=worked",), 2, "learns from comparisons"),
+        (reward_model, ("center_rewards_coefficient=-1",), 2, "center_rewards_coefficient) is -1"),
         (reward_model, ("model.lora.r=4",), 2, "model: a reward model is trained whole here: set model.lora.r=0"),
     ],
 )
@@ -193,7 +203,8 @@ def test_a_mistake_is_told_in_one_message(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     given = {argument.strip("~").partition("=")[0] for argument in arguments}
-    assert command(monkeypatch, module, *(a for a in SMALL if a.partition("=")[0] not in given), *arguments) == code
+    small = SMALL if module is sft else (*SMALL[:-1], f"data={COMPARED}")
+    assert command(monkeypatch, module, *(a for a in small if a.partition("=")[0] not in given), *arguments) == code
     err = capsys.readouterr().err
     assert said in err
     assert "Traceback" not in err

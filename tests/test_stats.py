@@ -101,6 +101,47 @@ def test_bootstrap_covers_the_truth_about_as_often_as_it_says() -> None:
     assert np.mean([high - low for low, high in intervals]) == pytest.approx(1.09, abs=0.04)
 
 
+def clustered(rng: np.random.Generator) -> tuple[list[float], list[int]]:
+    """40 prompts of 1 to 7 pairs; a prompt's pairs are right with one chance, whose mean over prompts is 0.7."""
+    values, units = [], []
+    for prompt in range(40):
+        chance, pairs = rng.beta(1.4, 0.6), rng.integers(1, 8)
+        values += (rng.random(pairs) < chance).astype(float).tolist()
+        units += [prompt] * pairs
+    return values, units
+
+
+def test_whole_units_cover_the_truth_and_single_values_do_not() -> None:
+    rng = np.random.default_rng(2)
+    drawn = [clustered(rng) for _ in range(300)]
+    by_unit = [
+        bootstrap_interval(values, units=units, resamples=600, seed=i) for i, (values, units) in enumerate(drawn)
+    ]
+    by_value = [bootstrap_interval(values, resamples=600, seed=i) for i, (values, _) in enumerate(drawn)]
+    covered, too_narrow = (np.mean([low <= 0.7 <= high for low, high in found]) for found in (by_unit, by_value))
+    assert 0.90 <= covered <= 0.98  # one standard error is 0.013
+    assert too_narrow < 0.85
+
+
+def test_units_of_one_value_change_nothing() -> None:
+    values = np.random.default_rng(0).normal(size=30)
+    assert bootstrap_interval(values, units=[*range(30)]) == bootstrap_interval(values)
+    assert estimate(values, units=[f"prompt {i}" for i in range(30)]) == estimate(values)
+
+
+def test_units_by_hand() -> None:
+    # Units a (1, 1, 1) and b (0): a resample is aa, ab, ba or bb, of mean 1, 3/4, 3/4 and 0.
+    assert bootstrap_interval([1, 1, 0, 1], units="aaba") == (0.0, 1.0)
+    assert bootstrap_interval([1, 1, 0, 1], units="aaba", confidence=0.4) == (0.75, 0.75)
+    found = estimate([1, 1, 0, 1], units="aaba")
+    assert (found.mean, found.n) == (0.75, 2)
+    # All right: as many units as there are say so, not as many values.
+    assert bootstrap_interval([1.0] * 20, units=[i // 4 for i in range(20)]) == wilson_interval(5, 5)
+    assert all(math.isnan(bound) for bound in bootstrap_interval([1, 0, 1], units="aaa"))
+    with pytest.raises(ValueError, match="3 values but 2 units"):
+        bootstrap_interval([1, 0, 1], units="ab")
+
+
 def test_bootstrap_repeats_and_its_seed_matters() -> None:
     values = np.random.default_rng(0).normal(size=30)
     assert bootstrap_interval(values, seed=3) == bootstrap_interval(values, seed=3)

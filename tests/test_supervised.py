@@ -24,19 +24,22 @@ from omegaconf import DictConfig
 from safetensors.torch import load_file
 from test_learner import relative_error
 from test_processes import launch
-from test_resume import Crash, contents, crash_at, forget_moments
-from test_train import metrics_of, timeless
+from test_resume import SHORT, Crash, contents, crash_at, forget_moments
+from test_train import metrics_of, timeless, tiny_config
 
-from rlreason import checkpoint, dpo, reward_model, sft
+from rlreason import checkpoint, dpo, models, reward_model, sft, train
 from rlreason.config import CONF, ConfigError, model_paths, register
 from rlreason.examples import Example, batches
+from rlreason.files import as_json
 from rlreason.masters import AdamW
 from rlreason.models import load
 from rlreason.policy import Policy
 from rlreason.preferences import DPO, BradleyTerry
 from rlreason.record import Record
+from rlreason.resume import check_same_data
 from rlreason.scorer import RewardModel
 from rlreason.sft import NextToken, prepare
+from rlreason.signals import StopSignal
 from rlreason.supervised import SupervisedLearner, means
 from rlreason.types import Comparison, DataSet, Demonstration, Message, Segment
 
@@ -109,7 +112,7 @@ def config(job: str, *overrides: str, data: str | None = None) -> DictConfig:
 
 
 def example(*rows: tuple[list[int], list[int], list[bool]], margin: float = 0.0) -> Example:
-    return Example(tuple(Segment(p, c, [0.0] * len(c), m) for p, c, m in rows), "here", margin)
+    return Example(tuple(Segment(p, c, [0.0] * len(c), m) for p, c, m in rows), "here", "?", margin)
 
 
 def demonstrations() -> list[Example]:
@@ -209,6 +212,34 @@ def test_means_weigh_by_count() -> None:
     assert means([{"count": 1, "loss": 2.0}, {"count": 3, "loss": 4.0}]) == {"loss": 1.5}
 
 
+@dataclass
+class InfiniteFrom:
+    """``NextToken`` whose loss is infinite from update ``first`` on."""
+
+    policy: Policy
+    first: int
+    updates: int = 0
+
+    def count(self, example: Example) -> int:
+        return NextToken(self.policy).count(example)
+
+    def __call__(self, batch: Any, examples: Sequence[Example]) -> Any:
+        losses, metrics = NextToken(self.policy)(batch, examples)
+        self.updates += torch.is_grad_enabled()
+        return (losses * float("inf") if self.updates >= self.first else losses), metrics
+
+
+def test_a_gradient_that_is_not_finite_moves_nothing() -> None:
+    policy = tiny()
+    learner = next_token(policy)
+    learner.objective = InfiniteFrom(policy, 2)
+    learner.update(demonstrations())
+    before = [master.clone() for master in learner.masters]
+    with pytest.raises(ConfigError, match="the gradient of step 2 is not finite"):
+        learner.update(demonstrations())
+    assert all(torch.equal(one, other) for one, other in zip(before, learner.masters, strict=True))
+
+
 # Two processes
 
 PAIRS = [  # one that shares its prompt, one that doesn't
@@ -253,9 +284,24 @@ def taken(kind: str, rank: int, world: int) -> tuple[list[torch.Tensor], dict[st
 KINDS = ("sft", "dpo", "reward model")
 
 
+def diverged(rank: int) -> str:
+    """What a process says whose gradient is finite, when the second process' is not."""
+    policy = load("tiny", dtype="float32")
+    learner = SupervisedLearner(
+        policy, InfiniteFrom(policy, 1 if rank == 1 else 2), settings(), Accelerator(cpu=True), max_steps=10,
+        micro_batch_tokens=64,
+    )  # fmt: skip
+    try:
+        learner.update(demonstrations()[rank::2])
+    except ConfigError as error:
+        return str(error)
+    return "nothing"
+
+
 def worker(out: Path) -> None:
     rank = Accelerator(cpu=True).process_index
-    torch.save({kind: taken(kind, rank, 2) for kind in KINDS}, out / f"rank-{rank}.pt")
+    found: dict[str, Any] = {kind: taken(kind, rank, 2) for kind in KINDS}
+    torch.save(found | {"diverged": diverged(rank)}, out / f"rank-{rank}.pt")
 
 
 def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
@@ -266,6 +312,7 @@ def test_two_processes_take_the_step_of_one(tmp_path: Path) -> None:
         for found, said in (rank[kind] for rank in both):
             assert relative_error(found, gradient) < 1e-5
             assert said == pytest.approx(metrics, rel=1e-5)
+    assert all(rank["diverged"].startswith("training has diverged: the gradient of step 1") for rank in both)
 
 
 # Batches
@@ -456,6 +503,98 @@ def test_a_mistake_is_told_before_any_work(overrides: tuple[str, ...], said: str
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
+def test_a_run_that_diverges_ends_and_keeps_what_was_good(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sft, "NextToken", lambda policy: InfiniteFrom(policy, 4))
+    out = tmp_path / "run"
+    more = ("save_every=1", "keep_checkpoints=1", "eval_every=9", "micro_batch_tokens=100000")
+    with pytest.raises(ConfigError, match=r"the gradient of step 4 is not finite.*[Ll]ower the learning rate"):
+        sft.run(config("sft", *more), out)
+    assert [checkpoint.step_of(folder) for folder in checkpoint.found(out)] == [3]
+    assert all(torch.isfinite(weight).all() for weight in weights(out, 3).values())
+    assert [line["step"] for line in metrics_of(out)] == [0, 1, 2, 3]
+    assert not (out / "summary.json").exists()
+
+
+@pytest.mark.parametrize("begun", ["with a checkpoint", "without one"])
+def test_other_data_are_refused_on_resuming(begun: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The path is the same, what lies there is not."""
+    rows = [{"prompt": f"Say {number}!", "completion": "abc"} for number in range(30)]
+    file = tmp_path / "chat.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    cfg = config("sft", f"data.source.train={file}", data="chat")
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        crash_at(patch, 5 if begun == "with a checkpoint" else 2)
+        with pytest.raises(Crash):
+            sft.run(cfg, out)
+    before = contents(out)
+    whole = file.read_text()
+    file.write_text(whole.replace("abc", "xyz"))
+    with pytest.raises(
+        ConfigError, match=rf"other data; .*: sha256\.{file}\. Put the old data back, or start a new run"
+    ):
+        sft.run(cfg, out)
+    assert contents(out) == before
+    file.write_text(whole)
+    sft.run(cfg, out)
+    assert (out / "summary.json").is_file()
+
+
+def test_other_problems_are_refused_on_resuming_too(tmp_path: Path) -> None:
+    """In reinforcement learning, where the environment has the data."""
+    train.run(tiny_config(*SHORT, "max_steps=1"), tmp_path)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    manifest["env"]["name"] = "other problems"
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(ConfigError, match=r"started with other data; what differs in its manifest: name\."):
+        train.run(tiny_config(*SHORT, "max_steps=2"), tmp_path)
+
+
+def test_manifests_are_compared_by_what_both_have(tmp_path: Path) -> None:
+    def written(env: dict[str, Any]) -> None:
+        (tmp_path / "manifest.json").write_text(as_json({"env": env}))
+
+    now = {
+        "sizes": {"train": 3}, "weight": 0.1 + 0.2, "share": float("nan"), "operations": ("+", "-"),
+        "rule": "<Rule object at 0x7f00>", "sandbox": {"workers": 2}, "new": 1,
+    }  # fmt: skip
+    check_same_data(now, tmp_path)  # there is no manifest yet
+    written({key: value for key, value in now.items() if key != "new"} | {"dropped": 1})
+    check_same_data(now, tmp_path)
+    check_same_data(now | {"rule": "<Rule object at 0x7fff>", "sandbox": {"workers": 8}}, tmp_path)
+    with pytest.raises(ConfigError, match=r"manifest: operations, sizes\.test, sizes\.train\. Put"):
+        check_same_data(now | {"sizes": {"train": 4, "test": 1}, "operations": ["+"]}, tmp_path)
+    written({"sha256": {f"file-{n:02d}": "a" for n in range(12)}})
+    with pytest.raises(ConfigError, match=r"sha256\.file-09 and 2 more\."):
+        check_same_data({"sha256": {f"file-{n:02d}": "b" for n in range(12)}}, tmp_path)
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(ConfigError, match="is not a manifest"):
+        check_same_data(now, tmp_path)
+
+
+def half_a_row(split: str, number: int) -> Any:
+    return number
+
+
+def test_what_is_neither_kind_of_example_is_refused(tmp_path: Path) -> None:
+    data = made("test_supervised.half_a_row", train=3, validation=1)
+    with pytest.raises(ConfigError, match=r"data: this job learns from demonstrations .*; made holds int"):
+        sft.run(config("sft", data=data), tmp_path / "run")
+
+
+def test_a_signal_in_the_middle_of_a_print_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The handler's own is refused then; what matters is that the run is saved."""
+
+    def reentrant(*_: Any, **__: Any) -> None:
+        raise RuntimeError("reentrant call inside <_io.BufferedWriter name='<stdout>'>")
+
+    with StopSignal() as stop:
+        monkeypatch.setattr("builtins.print", reentrant)
+        os.kill(os.getpid(), signal.SIGTERM)
+        monkeypatch.undo()
+        assert stop.number == signal.SIGTERM
+
+
 def unanswered_once(split: str, number: int) -> Demonstration:
     return Demonstration(talk("Say!"), f"here:{number}") if number == 2 else echo(split, number)
 
@@ -492,8 +631,42 @@ def test_longer_examples_are_left_out_and_counted(tmp_path: Path) -> None:
     sft.run(config("sft", f"max_length={longest}", "max_steps=1", "eval_limit=3"), tmp_path)
     made = json.loads((tmp_path / "manifest.json").read_text())["env"]
     kept = sum(n <= longest for n in tokens)
-    assert (made["examples"], made["left_out"]) == (kept, 18 - kept)
+    assert (made["examples"], made["too_long"]) == (kept, 18 - kept)
     assert 12 < kept < 18
+
+
+def longer_held_out(split: str, number: int) -> Demonstration:
+    """Held-out texts of ten letters, twenty, thirty and so on; others of one."""
+    letters = "a" * (10 * (number + 1) if split == "validation" else 1)
+    return Demonstration(talk("Say!", letters), f"{split}:{number}")
+
+
+def test_longer_held_out_examples_are_counted_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data = made("test_supervised.longer_held_out", train=8, validation=5)
+    policy = tiny()
+    width = prepare(policy, longer_held_out("validation", 1)).width
+    more = ("max_steps=1", "console.quiet=false")
+    sft.run(config("sft", *more, f"max_length={width}", data=data), tmp_path / "run")
+    described = json.loads((tmp_path / "run" / "manifest.json").read_text())["env"]
+    assert (described["examples"], described["too_long"], described["too_long_validation"]) == (8, 0, 3)
+    assert f"8 examples to train on, 2 to validate; 0 and 3 longer than {width} tokens" in capsys.readouterr().out
+    width = prepare(policy, longer_held_out("train", 0)).width
+    with pytest.raises(ConfigError, match=rf"all 5 validation examples of made are longer than max_length={width}"):
+        sft.run(config("sft", *more, f"max_length={width}", data=data), tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
+def refused(split: str, number: int) -> Demonstration:
+    system: Message = {"role": "system", "content": "S"}
+    return Demonstration([system, *talk("Say!", "yes")], f"{split}:{number}")
+
+
+def test_a_row_that_the_template_refuses_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    refuses = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('no system role') }}{% endif %}"
+    monkeypatch.setattr(models, "CHATML_TEMPLATE", refuses + models.CHATML_TEMPLATE)
+    data = made("test_supervised.refused", train=3, validation=1)
+    with pytest.raises(ConfigError, match=r"data: train:0: the model's chat template refuses .*: no system role"):
+        sft.run(config("sft", data=data), tmp_path / "run")
 
 
 if __name__ == "__main__":

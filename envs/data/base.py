@@ -15,6 +15,7 @@ from rlreason.types import Problem, Split
 SPLITS = ("train", "validation")
 
 T = TypeVar("T")
+U = TypeVar("U")
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,10 @@ class Splits(Generic[T]):
         if name not in SPLITS:
             raise ValueError(f"there is no split {name!r} of a data set; the splits are {' and '.join(SPLITS)}")
         return self.train if name == "train" else self.validation
+
+    def each(self, make: Callable[[T], U]) -> Splits[U]:
+        """The same splits of what ``make`` makes of the examples."""
+        return Splits([make(one) for one in self.train], [make(one) for one in self.validation], self.left_out)
 
     @property
     def sizes(self) -> Mapping[str, int]:
@@ -56,15 +61,15 @@ def arranged(
     validation: Sequence[T] | None,
     *,
     identity: Callable[[T], Hashable],
-    opening: Callable[[T], str],
+    unit: Callable[[T], str],
     share: float,
     seed: int,
     what: str,
 ) -> Splits[T]:
-    """The two splits: exact repeats (by ``identity``) once, and no ``opening`` in both of them.
+    """The two splits: exact repeats (by ``identity``) once, and no ``unit`` (what is asked) in both of them.
 
-    Without ``validation``, ``share`` of the openings, and at least one, is held out with all its examples. With it, the
-    training examples whose opening is in it are left out. Validation is in an order that mixes its sources, since
+    Without ``validation``, ``share`` of the units, and at least one, is held out with all its examples. With it, the
+    training examples whose unit is in it are left out. Validation is in an order that mixes its sources, since
     evaluations may read only the first ones. All of this depends on ``seed`` and the examples alone.
 
     Raises ValueError, beginning with ``what`` (the data set), if a split would be empty, or for an impossible share.
@@ -74,18 +79,18 @@ def arranged(
     examples, held = _unique(train, identity), _unique(validation or [], identity)
     repeats = len(train) + len(validation or []) - len(examples) - len(held)
     if validation is None:
-        openings = sorted({opening(example) for example in examples}, key=lambda text: _shuffled(seed, text))
-        chosen = set(openings[: max(1, round(share * len(openings)))])
-        held = [example for example in examples if opening(example) in chosen]
+        units = sorted({unit(example) for example in examples}, key=lambda text: _shuffled(seed, text))
+        chosen = set(units[: max(1, round(share * len(units)))])
+        held = [example for example in examples if unit(example) in chosen]
     else:
-        chosen = {opening(example) for example in held}
-    kept = [example for example in examples if opening(example) not in chosen]
+        chosen = {unit(example) for example in held}
+    kept = [example for example in examples if unit(example) not in chosen]
     if not kept or not held:
         raise ValueError(
             f"{what}: of {len(train)} examples {len(kept)} are left to train on, and {len(held)} to validate with; "
-            "both need at least one (examples that begin with the same prompt stay on one side)"
+            "both need at least one (examples of the same prompt stay on one side)"
         )
-    held = sorted(held, key=lambda example: _shuffled(seed, opening(example)))
+    held = sorted(held, key=lambda example: _shuffled(seed, unit(example)))
     left_out = {"repeats": repeats, "prompt_in_validation": 0 if validation is None else len(examples) - len(kept)}
     return Splits(kept, held, left_out)
 

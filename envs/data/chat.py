@@ -27,8 +27,9 @@ class Chat:
     """The demonstrations of ``source``, read on construction; exact repeats count once.
 
     Where ``source`` has no validation rows, ``validation_share`` of the conversations is held out, chosen by ``seed``;
-    conversations with the same first user turn stay together. Where it has, the training rows that begin like one of
-    them are left out. The manifest counts repeats and rows left out.
+    conversations with the same first user turn stay together, and so do samples of one problem where the rows name it
+    (``provenance.problem``, as ``rlreason.sample`` does). Where it has, the training rows that would stay together with
+    one of them are left out. The manifest counts repeats and rows left out.
 
     Raises ValueError for a row that can't be used (saying where and why), and if a split would be empty.
     """
@@ -43,14 +44,14 @@ class Chat:
     def __post_init__(self) -> None:
         rows = self.source.load(_EXAMPLE_ROW)
         splits = arranged(
-            [_demonstration(row) for row in rows.train],
-            None if rows.validation is None else [_demonstration(row) for row in rows.validation],
-            identity=lambda shown: as_text(shown.messages),
-            opening=lambda shown: opening(shown.messages),
+            [(_demonstration(row), row) for row in rows.train],
+            None if rows.validation is None else [(_demonstration(row), row) for row in rows.validation],
+            identity=lambda read: as_text(read[0].messages),
+            unit=lambda read: _problem(read[1]) or opening(read[0].messages),
             share=self.validation_share,
             seed=self.seed,
             what=self.name,
-        )
+        ).each(lambda read: read[0])
         object.__setattr__(self, "_splits", splits)
         object.__setattr__(self, "_details", rows.details)
 
@@ -82,3 +83,10 @@ def _demonstration(row: Row) -> Demonstration:
     except ValueError as error:
         raise malformed(row.where, f"{error}", _EXAMPLE_ROW) from None
     return Demonstration(messages, row.where)
+
+
+def _problem(row: Row) -> str | None:
+    """The problem that the row is a sample of, if it says so."""
+    provenance = row.value.get("provenance")
+    problem = provenance.get("problem") if isinstance(provenance, Mapping) else None
+    return problem if isinstance(problem, str) else None

@@ -62,10 +62,9 @@ def check_answered(messages: Sequence[Message], key: str) -> None:
 
 
 def opening(messages: Sequence[Message]) -> str:
-    """The conversation up to its first user turn, as a text to tell conversations apart by: those that begin alike
-    are kept on one side of a split, wherever they part later."""
-    roles = [message["role"] for message in messages]
-    return as_text(messages[: roles.index("user") + 1])
+    """The first user turn, to tell conversations apart by: those that ask the same are kept on one side of a split,
+    whatever the system message says and wherever they part later."""
+    return next(message["content"] for message in messages if message["role"] == "user")
 
 
 def as_text(messages: Sequence[Message]) -> str:
@@ -81,4 +80,9 @@ def _message(turn: Any, where: str) -> Message:
         raise ValueError(f"{where} has the role {role!r}; the roles are {', '.join(ROLES)}")
     if not isinstance(content, str) or not content.strip():
         raise ValueError(f"{where} has no content, or one that is not text")
+    try:
+        content.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(content[error.start]):04x}"
+        raise ValueError(f"{where} has half a character, {half}, which is no text by itself") from None
     return {"role": role, "content": content}

@@ -6,7 +6,7 @@
 - ``{"chosen": "\\n\\nHuman: ...", "rejected": ...}``: the same as transcripts (hh-rlhf, Bai et al. 2022,
   arXiv:2204.05862).
 
-Left out: rankings of more than two, and ties.
+Left out: rankings of more than two, and ties: a pair with equal scores says nothing.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from envs.data.base import Splits, arranged
@@ -56,6 +56,7 @@ class Pairs:
     with the same first user turn stay together. Where it has, the training rows that begin like one of them are left
     out.
 
+    Pairs whose two scores are equal are left out, and counted in the manifest as ties.
     A row that can't be used is an error that says where and why, or with ``skip_bad`` is left out and counted in the
     manifest by its reason; a line that is no JSON is always an error. ValueError too if a split would be empty.
     """
@@ -72,16 +73,17 @@ class Pairs:
     def __post_init__(self) -> None:
         rows = self.source.load(_EXAMPLE_ROW)
         bad: Counter[str] = Counter()
+        ties: Counter[str] = Counter(ties=0)
         splits = arranged(
-            self._comparisons(rows.train, bad),
-            None if rows.validation is None else self._comparisons(rows.validation, bad),
+            self._comparisons(rows.train, bad, ties),
+            None if rows.validation is None else self._comparisons(rows.validation, bad, ties),
             identity=lambda pair: (as_text(pair.prompt), as_text(pair.chosen), as_text(pair.rejected)),
-            opening=lambda pair: opening(pair.prompt),
+            unit=lambda pair: opening(pair.prompt),
             share=self.validation_share,
             seed=self.seed,
             what=self.name,
         )
-        object.__setattr__(self, "_splits", splits)
+        object.__setattr__(self, "_splits", replace(splits, left_out={**splits.left_out, **ties}))
         object.__setattr__(self, "_details", {**rows.details, "bad_rows": dict(bad)})
 
     def split(self, name: str) -> Sequence[Comparison]:
@@ -97,18 +99,23 @@ class Pairs:
             "left_out": self._splits.left_out,
         }
 
-    def _comparisons(self, rows: Sequence[Row], bad: Counter[str]) -> list[Comparison]:
-        """Those of the rows; the reasons of bad ones are counted in ``bad``."""
+    def _comparisons(self, rows: Sequence[Row], bad: Counter[str], ties: Counter[str]) -> list[Comparison]:
+        """Those of the rows; the reasons of bad ones are counted in ``bad``, those with equal scores in ``ties``."""
         comparisons = []
         for row in rows:
             try:
-                comparisons.append(_comparison(row, self.columns))
+                comparison = _comparison(row, self.columns)
             except ValueError as error:
                 if not self.skip_bad:
                     raise malformed(
                         row.where, f"{error}", f"{_EXAMPLE_ROW} (data.skip_bad=true leaves out bad ones)"
                     ) from None
                 bad[f"{error}"] += 1
+                continue
+            if self.columns.score_chosen is not None and comparison.margin == 0:
+                ties["ties"] += 1
+            else:
+                comparisons.append(comparison)
         return comparisons
 
 

@@ -7,6 +7,7 @@ Left out: quotas for each problem, and prompts other than those that were sample
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import json
 import random
@@ -19,7 +20,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from envs.data.base import Splits, arranged
-from envs.data.messages import as_text, opening
+from envs.data.messages import as_text
 from envs.data.noise import check_noise, with_noise
 from rlreason.types import Comparison, Demonstration, Message
 
@@ -49,9 +50,9 @@ class AcceptedTraces:
 
     All assistant turns are learned, those of the prompt (a worked example) among them.
 
-    ``validation_share`` of the prompts is held out, chosen by ``seed``. Raises FileNotFoundError without traces, and
-    ValueError if they are of another schema, if they have no verdicts and there is no ``min_reward``, or if too little
-    is accepted for two splits.
+    ``validation_share`` of the prompts is held out, chosen by ``seed``; they are taken whole, since with a worked
+    example all begin alike. Raises FileNotFoundError without traces, and ValueError if they are of another schema, if
+    they have no verdicts and there is no ``min_reward``, or if too little is accepted for two splits.
     """
 
     path: str
@@ -60,22 +61,21 @@ class AcceptedTraces:
     seed: int = 0
     name: str = "accepted"
     _splits: Splits[Demonstration] = field(init=False, repr=False, compare=False)
+    _hashes: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
+        samples, hashes = _samples(self.path)
         splits = arranged(
-            [
-                Demonstration([*sample.prompt, *sample.reply], sample.source)
-                for sample in _samples(self.path)
-                if sample.finish == "stop" and self._passes(sample)
-            ],
+            [sample for sample in samples if sample.finish == "stop" and self._passes(sample)],
             None,
-            identity=lambda shown: as_text(shown.messages),
-            opening=lambda shown: opening(shown.messages),
+            identity=lambda sample: as_text([*sample.prompt, *sample.reply]),
+            unit=lambda sample: as_text(sample.prompt),
             share=self.validation_share,
             seed=self.seed,
             what=self.name,
-        )
+        ).each(lambda sample: Demonstration([*sample.prompt, *sample.reply], sample.source))
         object.__setattr__(self, "_splits", splits)
+        object.__setattr__(self, "_hashes", hashes)
 
     def split(self, name: str) -> Sequence[Demonstration]:
         return self._splits[name]
@@ -85,6 +85,7 @@ class AcceptedTraces:
             "name": self.name,
             "source": "traces",
             "path": self.path,
+            "sha256": self._hashes,
             "min_reward": self.min_reward,
             "validation_share": self.validation_share,
             "seed": self.seed,
@@ -126,6 +127,7 @@ class LabelledTraces:
     name: str = "labelled"
     _splits: Splits[Comparison] = field(init=False, repr=False, compare=False)
     _flipped: int = field(init=False, repr=False, compare=False)
+    _hashes: Mapping[str, str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         check_noise(self.noise, self.name)
@@ -133,11 +135,12 @@ class LabelledTraces:
             raise ValueError(f"{self.name}: pairs_per_problem is {self.pairs_per_problem}; it must be at least 1")
         if not self.min_difference > 0:
             raise ValueError(f"{self.name}: min_difference is {self.min_difference}; it must be above 0: no ties")
+        samples, hashes = _samples(self.path)
         clean = arranged(
-            self._comparisons(),
+            self._comparisons(samples),
             None,
             identity=lambda pair: (as_text(pair.prompt), as_text(pair.chosen), as_text(pair.rejected)),
-            opening=lambda pair: opening(pair.prompt),
+            unit=lambda pair: as_text(pair.prompt),
             share=self.validation_share,
             seed=self.seed,
             what=self.name,
@@ -145,6 +148,7 @@ class LabelledTraces:
         train, flipped = with_noise(clean.train, self.noise, self.seed)
         object.__setattr__(self, "_splits", Splits(train, clean.validation, clean.left_out))
         object.__setattr__(self, "_flipped", flipped)
+        object.__setattr__(self, "_hashes", hashes)
 
     def split(self, name: str) -> Sequence[Comparison]:
         return self._splits[name]
@@ -154,6 +158,7 @@ class LabelledTraces:
             "name": self.name,
             "source": "traces",
             "path": self.path,
+            "sha256": self._hashes,
             "part": self.part,
             "pairs_per_problem": self.pairs_per_problem,
             "min_difference": self.min_difference,
@@ -162,11 +167,12 @@ class LabelledTraces:
             "validation_share": self.validation_share,
             "seed": self.seed,
             "sizes": self._splits.sizes,
+            "left_out": self._splits.left_out,
         }
 
-    def _comparisons(self) -> list[Comparison]:
+    def _comparisons(self, graded: Sequence[_Sample]) -> list[Comparison]:
         by_prompt: dict[str, dict[str, tuple[_Sample, float]]] = defaultdict(dict)
-        for sample in _samples(self.path):
+        for sample in graded:
             if (score := self._score(sample)) is not None:
                 by_prompt[as_text(sample.prompt)].setdefault(as_text(sample.reply), (sample, score))
         comparisons = []
@@ -188,14 +194,16 @@ class LabelledTraces:
         return sample.scores[self.part]
 
 
-def _samples(path: str) -> list[_Sample]:
-    """The graded samples of training problems, in the order in which they were drawn."""
+def _samples(path: str) -> tuple[list[_Sample], dict[str, str]]:
+    """The graded samples of training problems, in the order in which they were drawn, and the SHA-256 of each file."""
     place = Path(path)
     files = [place] if place.is_file() else sorted((place / "traces").glob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"no traces in {path}; give a run folder that has traces/, or a .parquet file")
-    samples = []
+    samples, hashes = [], {}
     for file in files:
+        with file.open("rb") as content:
+            hashes[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
         with pq.ParquetFile(file) as parquet:
             version = (parquet.schema_arrow.metadata or {}).get(b"rlreason.schema", b"none").decode()
             if version not in _SCHEMAS:
@@ -206,11 +214,13 @@ def _samples(path: str) -> list[_Sample]:
             for row in rows
             if row["split"] == "train" and row["segment"] == 0 and row["status"] != "error"
         ]
-    return samples
+    return samples, hashes
 
 
 def _sample(source: str, row: Mapping[str, Any]) -> _Sample:
     prompt = json.loads(row["prompt"])
+    if prompt[-1]["role"] == "assistant":  # a turn that was begun for the policy: it is in the messages, whole
+        prompt.pop()
     return _Sample(
         source=source,
         prompt=prompt,

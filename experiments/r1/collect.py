@@ -30,9 +30,10 @@ TRACES = 4
 
 def evaluated(folder: Path) -> dict[str, Any]:
     """Accuracy on the test set with its interval, the count behind it, and the mean length of the thought in tokens,
-    which is the length of the completion times the share of its characters before the answer."""
+    which is the length of the completion times the thought's share of its characters; 0 where there is none."""
     traces = read_traces(folder, ["correct", "text", "completion_tokens", "finish"])
-    share = [len(text.partition("</think>")[0]) / max(1, len(text)) for text in traces["text"]]
+    thoughts = [text.partition("<think>")[2].partition("</think>")[0] for text in traces["text"]]
+    share = [len(thought) / max(1, len(text)) for thought, text in zip(thoughts, traces["text"], strict=True)]
     return {
         "accuracy": asdict(estimate(traces["correct"].astype(float))),
         "right": int(traces["correct"].sum()),
@@ -108,7 +109,6 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
         },
         "rejection": json.loads((folder / "rejection" / "summary.json").read_text(encoding="utf-8")),
     }
-    results["rejection"].pop("model", None)  # with its path
     out.mkdir(parents=True, exist_ok=True)
     (out / "results.json").write_text(to_json(results), encoding="utf-8")
     for name in lineage:

@@ -19,7 +19,5 @@ shift 2
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 python=${PYTHON:-.venv/bin/python}
 
-resume=()
-[ -f "$folder/config.yaml" ] && resume=("resume=$folder")
-"$python" -m rlreason.pipeline +recipe=r1 "vars.data_dir=$data" "hydra.run.dir=$folder" "${resume[@]}" "$@"
+"$python" -m rlreason.pipeline +recipe=r1 "vars.data_dir=$data" "hydra.run.dir=$folder" "$@"
 echo "Now: $python experiments/r1/collect.py $folder"

@@ -23,7 +23,7 @@ from rlreason.analysis.study import from_command_line, numbers, origin, to_json
 from rlreason.stats import estimate
 
 HERE = Path(__file__).resolve().parent
-HOW = {"thinking": "with its thought", "in_one_breath": "in one breath"}
+HOW = ("thinking", "sampled", "in_one_breath")
 BEHAVIOURS = {  # what the cold start has taught to write, and what a sample has if it is written
     "checks": "Let me check",
     "corrects": "Wait, that is wrong",
@@ -34,14 +34,27 @@ LABELS = {"grpo": "GRPO, each seed", "random": "random reward"}
 
 
 def evaluated(folder: Path) -> dict[str, Any]:
-    """Accuracy with its interval both ways, mean length, and what the thought adds, paired by problem."""
+    """Accuracy with its interval each way, mean length, and what the thought adds to a greedy answer, paired by
+    problem."""
     found: dict[str, Any] = {}
     right: dict[str, pd.Series[Any]] = {}
     for how in HOW:
         traces = read_traces(folder / how, ["problem", "correct", "completion_tokens"])
-        right[how] = traces["correct"].astype(float)
+        right[how] = traces["correct"].astype(float).groupby(traces["problem"], sort=False).mean()
         found[how] = asdict(estimate(right[how])) | {"mean_length": float(traces["completion_tokens"].mean())}
     found["thought_adds"] = asdict(estimate(right["thinking"] - right["in_one_breath"]))
+    return found
+
+
+def gained(folder: Path, run: str) -> dict[str, Any]:
+    """What a run adds to its own cold start, greedily and sampled, both with the thought, paired by problem."""
+    found: dict[str, Any] = {}
+    for how in ("thinking", "sampled"):
+        before, after = (
+            read_traces(folder / "eval" / who / how, ["problem", "correct"]).groupby("problem")["correct"].mean()
+            for who in (f"sft-{run.partition('-')[2]}", run)
+        )
+        found[how] = asdict(estimate((after - before).astype(float)))
     return found
 
 
@@ -89,14 +102,16 @@ def sampled(folder: Path, runs: Sequence[str]) -> list[dict[str, Any]]:
 def table(results: Mapping[str, Any]) -> str:
     """The README's table, in Markdown; accuracies in per cent with their intervals."""
     lines = [
-        "| model | with its thought, % | in one breath, % | the thought adds | tokens, thinking | problems |",
-        "|---|---|---|---|---|---|",
+        "| model | with its thought, % | sampled so, % | in one breath, % | the thought adds | tokens | problems |",
+        "|---|---|---|---|---|---|---|",
     ]
     for who, found in results["evaluations"].items():
         thinking = found["thinking"]
-        cells = (who, _percent(thinking), _percent(found["in_one_breath"]), _percent(found["thought_adds"]),
-                 f"{thinking['mean_length']:.0f}", str(thinking["n"]))  # fmt: skip
-        lines.append(f"| {' | '.join(cells)} |")
+        percent = [_percent(found[name]) for name in (*HOW, "thought_adds")]
+        lines.append(f"| {' | '.join([who, *percent, format(thinking['mean_length'], '.0f'), str(thinking['n'])])} |")
+    lines += ["", "| run | added to its cold start, greedily, points | sampled, points |", "|---|---|---|"]
+    for who, found in results["gained"].items():
+        lines.append(f"| {who} | {_percent(found['thinking'])} | {_percent(found['sampled'])} |")
     lines += ["", "| samples in training | step | right | tokens | checks | corrects | answers at once |"]
     lines += ["|---|---|---|---|---|---|---|"]
     for who, found in results["runs"].items():
@@ -145,6 +160,7 @@ def main(folder: Path, out: Path) -> dict[str, Any]:
     who = sorted((p.name for p in (folder / "eval").iterdir()), key=lambda name: (name != "base", name))
     results: dict[str, Any] = {
         "evaluations": {name: evaluated(folder / "eval" / name) for name in who},
+        "gained": {name: gained(folder, name) for name in runs if name in who},
         "runs": {name: trained(folder / name) for name in runs},
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Does thinking help, and does reinforcement make more of it? A cold start on worked arithmetic with three seeds, GRPO from
-# each, the control with a random reward from the first, and every checkpoint evaluated with its thought and in one breath.
+# each, the control with a random reward from the first, and every checkpoint evaluated with its thought, greedily and as
+# training samples, and in one breath.
 #
 #   experiments/reasoning/run.sh FOLDER [SEED ...]
 #
@@ -26,9 +27,12 @@ newest() { # RUN
 
 evaluate() { # WHO MODEL
   local problems=('operations=["+","-"]' terms=4 format._target_=envs.formats.R1)
+  local thinking=("model=$2" env=arithmetic "${problems[@]/#/env.}" "+env.format.instruction=''" split=test limit=500
+    sampling.max_completion_length=128)
   [ -f "$folder/eval/$1/thinking/summary.json" ] ||
-    "$python" -m rlreason.evaluate "model=$2" env=arithmetic "${problems[@]/#/env.}" "+env.format.instruction=''" split=test limit=500 \
-      sampling.max_completion_length=128 "hydra.run.dir=$folder/eval/$1/thinking"
+    "$python" -m rlreason.evaluate "${thinking[@]}" "hydra.run.dir=$folder/eval/$1/thinking"
+  [ -f "$folder/eval/$1/sampled/summary.json" ] ||
+    "$python" -m rlreason.evaluate "${thinking[@]}" num_samples=2 sampling.temperature=0.7 "hydra.run.dir=$folder/eval/$1/sampled"
   [ -f "$folder/eval/$1/in_one_breath/summary.json" ] ||
     "$python" -m rlreason.evaluate "model=$2" env=prefilled "${problems[@]/#/env.env.}" "+env.env.format.instruction=''" split=test \
       limit=500 sampling.max_completion_length=16 "hydra.run.dir=$folder/eval/$1/in_one_breath"

@@ -67,7 +67,10 @@ def trained(run: Path) -> dict[str, Any]:
         "minutes": float(metrics["step_time"].sum() / 60),
     }
     if len(np.unique(kl[kl > 0])) > 1:
-        summary["fit"] = described(fit(RLLaw(), kl.to_numpy(), changes))
+        law = fit(RLLaw(), kl.to_numpy(), changes)
+        grid = np.linspace(0, float(kl.max()), 60)
+        summary["fit"] = described(law)
+        summary["fitted"] = {"kl": grid.tolist(), "gold": (law(grid) + summary["gold"][0]).tolist()}
     manifest = json.loads((run / "manifest.json").read_text(encoding="utf-8"))
     return summary | origin(manifest)
 
@@ -130,14 +133,15 @@ def sampled(folder: Path, runs: list[str]) -> list[dict[str, Any]]:
 def table(results: Mapping[str, Any]) -> str:
     """The README's tables, in Markdown."""
     lines = [
-        "| run | KL at the end, nats | proxy, first to last | gold: first, best (step), last | parted |",
-        "|---|---|---|---|---|",
+        "| run | KL at the end, nats | proxy, first to last | gold: first, best (step), last | its fitted peak, nats "
+        "| parted |",
+        "|---|---|---|---|---|---|",
     ]
     for name, found in results["runs"].items():
         gold, best = found["gold"], found["best"]
         change = f"{gold[0]:.3f}, {gold[best]:.3f} ({found['step'][best]}), {gold[-1]:.3f}"
         cells = (name, f"{found['kl'][-1]:.1f}", f"{found['proxy'][0]:.2f} to {found['proxy'][-1]:.2f}", change,
-                 found["parted"] or "no")  # fmt: skip
+                 _peak(found.get("fit")), found["parted"] or "no")  # fmt: skip
         lines.append(f"| {' | '.join(cells)} |")
     lines += [
         "",
@@ -156,6 +160,16 @@ def table(results: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def _peak(law: Mapping[str, Any] | None) -> str:
+    """Where a fitted law has its best gold, in nats, with its interval; ∞ where gold never falls."""
+    if law is None:
+        return ""
+    value, low, high = (
+        "∞" if (found := law["peak_kl"][key]) is None else f"{found:.1f}" for key in ("value", "low", "high")
+    )
+    return f"{value} ({low} to {high})"
+
+
 def draw(results: Mapping[str, Any], path: Path) -> None:
     """Proxy and gold against the square root of the KL, a line a run."""
     with matplotlib.rc_context({"font.size": 10, "axes.spines.top": False, "axes.spines.right": False}):
@@ -165,14 +179,16 @@ def draw(results: Mapping[str, Any], path: Path) -> None:
             for name, found in results["runs"].items():
                 colour, label = KINDS[name.partition("-")[0]]
                 ax.plot(np.sqrt(found["kl"]), found[part], marker="o", markersize=4, color=colour, label=label)
+                if part == "gold" and (law := found.get("fitted")):
+                    ax.plot(np.sqrt(law["kl"]), law["gold"], ":", color=colour, label="fit of Gao et al.")
             if best_of := results.get("best_of_n"):
                 ax.plot(np.sqrt(best_of["kl"]), best_of[part], "--", color="black", label="best of n, untrained policy")
             ax.set(title=title, xlabel="√KL from the starting model (nats, whole completions)")
             ax.grid(axis="y", color="0.92")
             ax.set_axisbelow(True)
-        handles, labels = figure.axes[0].get_legend_handles_labels()
+        handles, labels = figure.axes[1].get_legend_handles_labels()
         once = dict(zip(labels, handles, strict=True))
-        figure.axes[0].legend(once.values(), once, frameon=False, fontsize=9)
+        figure.axes[1].legend(once.values(), once, frameon=False, fontsize=9)
         figure.savefig(path, dpi=150)
 
 

@@ -36,5 +36,5 @@ unless_done free-1 rlreason.train +experiment=rlhf "$one" seed=1
 unless_done kl-1 rlreason.train +experiment=rlhf "$one" seed=1 algo.beta=0.05
 unless_done ensemble-1 rlreason.train +experiment=rlhf "$all" seed=1 env.combine._target_=envs.rlhf.Worst
 unless_done free-2 rlreason.train +experiment=rlhf "$one" seed=2
-unless_done audit rlreason.audit "scorer.paths=[$folder/rm-1]" "run=$folder/draws" split=train limit=40 mine=150
+unless_done audit rlreason.audit "scorer.paths=[$folder/rm-1]" "run=$folder/best_of_n" limit=40 mine=20
 echo "Now: $python experiments/rlhf_overoptimisation/collect.py $folder"

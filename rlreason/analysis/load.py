@@ -44,9 +44,7 @@ def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> pd.Da
     schema version, or if one before the last is damaged.
     """
     path = Path(path)
-    files = [path] if path.is_file() else sorted((path / "traces").glob("*.parquet"), key=_order)
-    if not files:
-        raise FileNotFoundError(f"no traces in {path}; give a .parquet file or a run folder that has traces/")
+    files = [path] if path.is_file() else trace_files(path)
     wanted = SCHEMA.names if columns is None else list(columns)
     if missing := [name for name in wanted if name not in SCHEMA.names]:
         raise ValueError(f"traces have no column {', '.join(missing)}; they have {', '.join(SCHEMA.names)}")
@@ -61,6 +59,15 @@ def read_traces(path: str | Path, columns: Sequence[str] | None = None) -> pd.Da
     table = pa.concat_tables(tables)
     nullable: dict[Any, Any] = {pa.bool_(): pd.BooleanDtype()}
     return table.to_pandas(types_mapper=nullable.get)
+
+
+def trace_files(run: Path) -> list[Path]:
+    """The files of a run folder's traces, in order of step, training before evaluation. Raises FileNotFoundError if
+    there are none."""
+    files = sorted((run / "traces").glob("*.parquet"), key=_order)
+    if not files:
+        raise FileNotFoundError(f"no traces in {run}; give a .parquet file or a run folder that has traces/")
+    return files
 
 
 def _order(file: Path) -> tuple[int, bool, str]:

@@ -19,8 +19,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
+from scipy.stats import t as student_t
 
-from rlreason.stats import Estimate, bootstrap_interval
+from rlreason.stats import Estimate
 
 Floats = npt.NDArray[np.float64]
 
@@ -229,8 +230,8 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Parting:
-    """At ``step`` the proxy was higher, and gold lower, than at step ``since``, where gold was best. The changes are
-    means over problems with their simultaneous intervals."""
+    """At ``step`` the proxy was higher, and gold lower, than at step ``since``, where gold was best before. The changes
+    are means over problems with their intervals, as wide as ``parted`` makes them."""
 
     step: int
     since: int
@@ -238,36 +239,38 @@ class Parting:
     gold: Estimate
 
 
-def parted(history: Sequence[Evaluation], *, confidence: float = 0.95, seed: int = 0) -> Parting | None:
-    """The first evaluation after gold's best at which the proxy is above, and gold below, what they were there, both by
-    paired bootstrap intervals that exclude 0; None if there is none.
+def parted(history: Sequence[Evaluation], *, confidence: float = 0.95) -> Parting | None:
+    """The first evaluation at which the proxy is above, and gold below, what they were where gold was best before it,
+    both by paired t intervals that exclude 0; None if there is none.
 
-    The best of K evaluations is also the luckiest, and what follows it looks like a fall. The intervals therefore
-    hold for all K(K-1)/2 pairs of evaluations at once (Bonferroni): ``confidence`` is that no flat curve is said to
-    have parted. Raises ValueError for steps that do not rise, and for evaluations of different sizes.
+    The best of several evaluations is also the luckiest, and what follows it looks like a fall; and a run is asked
+    again after each evaluation. So the j-th evaluation after the first has (1 - confidence) / (j (j + 1)) to spend on
+    falls of gold by chance, shared by the j before it (Bonferroni), which add up to less than 1 - ``confidence`` over
+    all evaluations there will ever be. Raises ValueError for steps that do not rise, and for evaluations of different
+    sizes.
     """
     if any(after.step <= before.step for before, after in pairwise(history)):
         raise ValueError(f"evaluations must be in order of their steps, not {[e.step for e in history]}")
     sizes = {np.shape(values) for e in history for values in (e.proxy, e.gold)}
     if len(sizes) > 1:
         raise ValueError(f"proxy and gold must be of the same problems in each evaluation; their shapes are {sizes}")
-    if len(history) < 2:
-        return None
-    doubt = (1 - confidence) / math.comb(len(history), 2)
-    resamples = max(10_000, math.ceil(40 / doubt))  # 20 resamples beyond each end of the interval
-
-    def change(before: Floats, after: Floats) -> Estimate:
-        differences = after - before
-        low, high = bootstrap_interval(differences, confidence=1 - doubt, resamples=resamples, seed=seed)
-        return Estimate(float(differences.mean()), low, high, differences.size)
-
-    best = int(np.argmax([e.gold.mean() for e in history]))
-    since = history[best]
-    for e in history[best + 1 :]:
-        gold = change(since.gold, e.gold)
-        if gold.high < 0 and (proxy := change(since.proxy, e.proxy)).low > 0:
+    for j, e in enumerate(history[1:], start=1):
+        since = max(history[:j], key=lambda before: before.gold.mean())
+        doubt = (1 - confidence) / (j * j * (j + 1))  # of a fall alone, so of one end of an interval
+        gold = _change(since.gold, e.gold, doubt)
+        if gold.high < 0 and (proxy := _change(since.proxy, e.proxy, doubt)).low > 0:
             return Parting(e.step, since.step, proxy, gold)
     return None
+
+
+def _change(before: Floats, after: Floats, doubt: float) -> Estimate:
+    """The mean paired difference, with an interval that leaves ``doubt`` beyond each end."""
+    differences = after - before
+    mean, count = float(differences.mean()), differences.size
+    if count < 2:
+        return Estimate(mean, -math.inf, math.inf, count)
+    half = float(student_t.isf(doubt, count - 1) * differences.std(ddof=1) / math.sqrt(count))
+    return Estimate(mean, mean - half, mean + half, count)
 
 
 # Out of traces

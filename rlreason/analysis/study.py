@@ -23,8 +23,11 @@ def from_command_line(description: str, here: Path) -> tuple[Path, Path]:
 
 
 def origin(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a run's manifest, what a reader of the results needs; no paths."""
-    machine, model, env = manifest["machine"], manifest["model"], manifest["env"]
+    """Of a run's manifest, what a reader of the results needs; of paths, the files' names."""
+    machine, model = manifest["machine"], manifest["model"]
+    env = {**manifest["env"].get("env", {}), **manifest["env"]}  # what a data set took from an environment
+    if "sha256" in env:
+        env["sha256"] = {Path(file).name: digest for file, digest in env["sha256"].items()}
     return {
         "machine": {key: machine[key] for key in ("cpu", "cores", "torch_threads", "memory_gib", "gpus")},
         "git": manifest["git"],

@@ -1,0 +1,465 @@
+r"""What counts as a reasoning behaviour: the rules behind ``behaviours``, and how they are applied to a text.
+
+``RULES`` says of each behaviour what counts, where the idea comes from, and by which words it is known. The measured
+precision belongs to the rules as they stand: whoever changes one measures again (``python -m
+rlreason.analysis.behaviours``).
+
+Left out: languages other than English, and a language model as the judge, which finds more but can't be read.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Literal
+
+from rlreason.analysis.thought import stated_answers
+
+Place = Literal["anywhere", "sentence", "statement"]
+
+
+@dataclass(frozen=True)
+class Span:
+    """``text[start:end]`` shows the behaviour ``name``."""
+
+    name: str
+    start: int
+    end: int
+
+
+_SENTENCE = re.compile(r"(?:^|(?<=[.!?…:;—–*>✓]))[\s\"“(]*", re.MULTILINE)
+_INTERJECTION = re.compile(
+    r"(?:but|hmm+|oh|ah|okay|ok|so|well|and|now|um+|uh|actually|alright|alternatively|no|wait|yes)\b[,.…!]*[^\S\n]+",
+    re.IGNORECASE,
+)
+_MOST_INTERJECTIONS = 3
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A text and what every rule needs to know of it.
+
+    ``plain`` is the text in lower case, with one space for any white space. ``sentences`` says where each begins (with
+    the text, a line, or after a mark) and where its words do, which may be after up to three interjections: a pair for
+    each number of them. ``statements`` are those that follow no question.
+    """
+
+    text: str
+    plain: str
+    sentences: list[tuple[int, int]]
+    statements: list[tuple[int, int]]
+
+    @classmethod
+    def of(cls, text: str) -> Reading:
+        sentences: list[tuple[int, int]] = []
+        statements: list[tuple[int, int]] = []
+        for mark in _SENTENCE.finditer(text):
+            places = [(mark.end(), mark.end())]
+            while len(places) <= _MOST_INTERJECTIONS and (said := _INTERJECTION.match(text, places[-1][1])):
+                places.append((mark.end(), said.end()))
+            sentences += places
+            if "\n" in mark[0] or not text.endswith("?", 0, mark.start()):
+                statements += places
+        return cls(text, " ".join(text.lower().split()), sentences, statements)
+
+
+@dataclass(frozen=True)
+class Cue:
+    """A regular expression that ignores case; a space in it stands for white space, an apostrophe for either kind.
+
+    ``words``: the plain text holds one of them wherever the pattern matches (``|`` between). Looking for them first is
+    what makes the rules quick. ``at``: the pattern matches anywhere; or where a sentence or statement begins, after at
+    most three interjections ("Is it prime? No, that's 3 * 7" is no statement and takes nothing back).
+    """
+
+    words: str
+    pattern: str
+    at: Place = "anywhere"
+
+    @cached_property
+    def regex(self) -> re.Pattern[str]:
+        return re.compile(self.pattern.replace("'", "['’]").replace(" ", r"\s+"), re.IGNORECASE)
+
+    @cached_property
+    def needed(self) -> tuple[str, ...]:
+        return tuple(self.words.split("|"))
+
+    def may_match(self, reading: Reading) -> bool:
+        """Whether one of ``words`` is there."""
+        for word in self.needed:  # noqa: SIM110 - asked 80 times a text, and any() takes twice as long
+            if word in reading.plain:
+                return True
+        return False
+
+    def matches(self, reading: Reading) -> list[tuple[int, int]]:
+        """Where the pattern matches, whatever ``words`` say."""
+        if self.at == "anywhere":
+            return [match.span() for match in self.regex.finditer(reading.text)]
+        begins = reading.sentences if self.at == "sentence" else reading.statements
+        return [(begin, match.end()) for begin, at in begins if (match := self.regex.match(reading.text, at))]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """A behaviour: what counts as one, who described it, and the cues of which any is enough."""
+
+    name: str
+    definition: str
+    source: str
+    cues: tuple[Cue, ...]
+
+    def spans(self, reading: Reading) -> list[Span]:
+        """Where cues match, spans that overlap merged."""
+        cues = (cue for cue in self.cues if cue.may_match(reading))
+        spans: list[Span] = []
+        for start, end in sorted(place for cue in cues for place in cue.matches(reading)):
+            if spans and start < spans[-1].end:
+                spans[-1] = Span(self.name, spans[-1].start, max(spans[-1].end, end))
+            else:
+                spans.append(Span(self.name, start, end))
+        return spans
+
+
+@dataclass(frozen=True)
+class AnswerSwitch:
+    """A behaviour seen in the answers that a text states, whatever its words."""
+
+    name: str
+    definition: str
+    source: str
+
+    def spans(self, reading: Reading) -> list[Span]:
+        """The statements whose answer differs from the one stated before."""
+        stated = stated_answers(reading.text)
+        changed = (after for before, after in pairwise(stated) if after.value != before.value)
+        return [Span(self.name, one.start, one.end) for one in changed]
+
+
+_GANDHI = "Gandhi et al. 2025, Cognitive behaviors that enable self-improving reasoners, arXiv:2503.01307"
+
+_I = (
+    r"\b(?=[liw])(?:let me|let's|let us|i'll|i will|i should|i need to|i must|i can|i want to|i'd like to|i have to"
+    r"|we can|we should|we need to|we must|we'll|we will|we have to)"
+    r"(?: (?:just|also|quickly|now|first|at least|briefly|carefully|then))*"
+)
+_WORK = (
+    r"(?:find|calculate|compute|determine|figure out|work out|convert|add|subtract|multiply|divide|simplify|solve"
+    r"|identify|count|express|isolate|square|factor|expand|rewrite|evaluate|combine|set up|understand|estimate"
+    r"|break|split)\b"
+)
+_MORE_WORK = (
+    rf"(?:{_WORK}|(?:use|start|apply|write|look at|deal with|handle|tackle|take|get|know|sum|consider|go|list)\b)"
+)
+
+RULES: tuple[Rule | AnswerSwitch, ...] = (
+    Rule(
+        "verification",
+        "The text says that it checks something it has already worked out (checks, verifies, substitutes back, "
+        "computes it again, asks whether it makes sense), or gives the verdict of such a check.",
+        f"{_GANDHI}: verification, the systematic checking for errors",
+        (
+            Cue(
+                "check|verify|confirm|validate",
+                _I + r" (?:double[- ]?check|re-?check|cross-?check|sanity[- ]check|verify|confirm|validate|check)\b"
+                # Not the trying of cases, nor asking what has not been worked out yet ("let's check if x can be 0").
+                r"(?! (?:each|every|all|the (?:options|cases|original)|other|small|possible|in|out)\b| [a-z]\s?=|"
+                r" -?\d+\b(?!\s*[-+*/×=])| (?:if|whether)\b(?! (?:this|that|it|my|our|the (?:answer|result"
+                r"|solution))(?:'s| is)?"
+                r" (?:\w+ )?(?:correct|right|works?|holds?|true|makes sense)))",
+            ),
+            Cue("check:|verification:", r"(?:(?:sanity |quick |double[- ]|final )?check|verification):", "sentence"),
+            Cue(
+                "checking|verifying|confirming",
+                r"(?:double[- ]?checking|re-?checking|checking|verifying|confirming)"
+                r"(?:[:,]| (?:the|that|this|my|our|it|again|with|by)\b)",
+                "sentence",
+            ),
+            Cue(
+                "check|verify",
+                r"(?:double[- ]?check|re-?check|check|verify) (?:the|that|this|my|our|your) (?:\w+ )?"
+                r"(?:answer|result|solution|unit|sum|total|work|calculation|computation|arithmetic|product)s?\b",
+                "sentence",
+            ),
+            Cue(
+                "check|verify|sure|certain|safe|confirm",
+                r"(?:just )?to (?:be (?:sure|safe|certain)|make (?:sure|certain)|double[- ]?check|verify|confirm"
+                r"|check)\b",
+                "sentence",
+            ),
+            Cue("make sure", _I + r" make sure\b(?! (?:to|(?:that )?i understand)\b)"),
+            Cue("sanity", r"\bsanity[- ]check\b"),
+            Cue(
+                "match|agree|consistent",
+                r"\b(?:which|this|that|it|result|answer|sum|total|these|they) (?:(?:indeed|also|exactly|both) )?"
+                r"(?:(?:match(?:es)?|agrees? with) (?:the|our|my|what|with|up|exactly)\b|match(?:es)?[.!]"
+                r"|(?:is|are) consistent\b)",
+            ),
+            Cue("checks out", r"\b(?:it|that|this|which|solution|answer|everything|all)(?: all)? checks out\b(?! \w)"),
+            Cue(
+                "back in",
+                # Not the putting of one unknown's value into another's equation, which is a step of solving.
+                r"\b(?:plug(?:ging)?|substitut(?:e|ing))\b[^.\n]{0,60}? back in(?:to)?\b"
+                r"(?![^.\n]{0,60}\b(?:we (?:get|have|find)|to (?:get|find)))",
+            ),
+            Cue(
+                "correct|right",
+                r"(?:yes, )?(?:that's|that is|this is) (?:indeed )?(?:correct|right)(?=[.!,]| and\b|\s*$)",
+                "statement",
+            ),
+            Cue("correct|right", r"(?<=\d[.)]\s)(?-i:Correct|Right)[.!]"),
+            Cue("✓|✔|✅", r"[✓✔✅]"),
+            Cue("works", r"(?:it|that|this) works[.!]", "statement"),
+            Cue(
+                "sense?|correct?|right?|reasonable?",
+                r"\b(?:does|is) (?:that|this|it) (?:(?:really|even) )?(?:make sense|correct|right|reasonable)\?",
+            ),
+            Cue(
+                "again|recompute|recalculate|recount|reverify|readd|re-",
+                _I + r" (?:re-?(?:compute|calculate|count|verify|add)\b"
+                r"|(?:compute|calculate|count|add|check|go over|go through|look at)\b[^.\n:]{0,40} again\b)",
+            ),
+            Cue("test", r"\btest(?:ing)? (?:the|this|our|my|that) (?:answer|result|solution|formula)\b"),
+            Cue("same result|same answer", r"(?:the )?same (?:result|answer)\b", "statement"),
+        ),
+    ),
+    Rule(
+        "backtracking",
+        "The text stops and turns back on what it has just said: by an interjection (Wait, Hold on, No), by calling it "
+        "wrong, by owning a mistake, or by starting again or going another way.",
+        f"{_GANDHI}: backtracking, the abandoning of failing approaches. Wider here: a mere 'Wait,' counts, even if "
+        "nothing is changed after it",
+        (
+            Cue(
+                "wait",
+                r"wait\b(?! (?:for|time|times|until|till|list|staff|your|her|his|here|in|on|at|outside|another"
+                r"|longer|and"
+                r"|an?(?! (?:minute|sec|moment))|\d+)\b)",
+                "sentence",
+            ),
+            Cue("wait", r"(?<=,\s)wait[,.!]? (?:no|that)\b"),
+            Cue("hold on", r"hold on\b(?=[,.!?…—-]| a\b|\s*$)", "sentence"),
+            Cue(
+                "no,|no wait|no that|no this|no it|no i|no let",
+                r"no,? (?:wait\b|that(?:'s| is| was| can| isn| does| would| won)|this (?:can|isn|is not)"
+                r"|it (?:should|can't|doesn|isn)|i (?:should|made|mis|forgot|was|meant)|let me\b)",
+                "statement",
+            ),
+            Cue(
+                "not right|not correct|not it|not possible|wrong|incorrect|a mistake|an error",
+                r"\b(?:that|this|it|something)(?:'s| is| was|s) (?:(?:definitely|clearly|also) )?"
+                r"(?:not (?:right|correct|it\b|possible(?! (?:for|to)\b))|wrong\b|incorrect\b|an? (?:mistake|error)\b)",
+            ),
+            Cue(
+                "can't|can’t|cannot|n't|n’t|is not|does not|will not",
+                r"\b(?:that|this|it|which|approach|method|assumption) (?:can't|cannot|doesn't|does not|isn't|is not"
+                r"|wouldn't"
+                r"|won't|will not|couldn't) (?:be (?:right|correct)|seem (?:right|correct)|make (?:any )?sense"
+                r"|work\b|right\b"
+                r"|correct\b|what the (?:question|problem))",
+            ),
+            Cue(
+                "mistake|error|typo|mis|mixed|messed|forgot|overlooked|wrong|skipped",
+                r"\bi(?:'ve| have)?(?: think i(?:'ve| have)?)?(?: must(?: have|'ve)?| may have| might have"
+                r"| seem to have)?"
+                r"(?: (?:just|also|accidentally))? (?:ma[dk]e (?:an?|some) (?:\w+ ){0,2}(?:mistake|error|typo)"
+                r"|mis-?(?:read|interpret|underst|count|calculat|remember|took)\w*|mixed|messed up|forgot\b"
+                r"|overlooked|was wrong"
+                r"|took a wrong turn|taken a wrong turn|skipped)",
+            ),
+            Cue(
+                "my|our",
+                r"\b(?:my|our) (?:earlier|previous|first|initial|last) \w+ (?:was|is|were) (?:wrong|incorrect|off"
+                r"|flawed)",
+            ),
+            Cue(
+                "redo|rethink|reconsider|reevaluate|reread|reassess|reexamine|restart|re-|start |try again"
+                "|try another|try a different"
+                "|back|fix |correct ",
+                _I + r" (?:re-?(?:do|think|consider|evaluate|read|assess|examine|start)\b|start (?:over|again"
+                r"|from scratch|fresh)"
+                r"|try (?:again\b|another (?:way|approach|method)|a different (?:approach|way|method|strategy))"
+                r"|backtrack"
+                r"|(?:go|step) back\b|take a step back|(?:fix|correct) (?:that|this|it|myself|my)\b)",
+            ),
+            Cue("scratch that|strike that|second thought", r"\b(?:scratch that|strike that|on second thought)\b"),
+            Cue(
+                "oops|whoops|correction|mistake|bad|sorry|not quite",
+                r"(?:(?:oops|whoops|my mistake|my bad|sorry, i (?:mis|made|mixed|meant|was|should|forgot)\w*)\b"
+                r"|correction:|not quite[.,])",
+                "sentence",
+            ),
+            Cue("going back", r"going back to\b", "sentence"),
+        ),
+    ),
+    Rule(
+        "sub_goal",
+        "The text announces what is to be worked out or done next, or how the problem is taken apart, before doing it.",
+        f"{_GANDHI}: subgoal setting, the breaking of a problem into steps",
+        (
+            Cue(
+                "first|second|third|next|then|finally|now|last|after that|before that|to start|to begin",
+                r"(?:(?:first|second|third|last)(?:ly)?|next|then|finally|now|after that|before that|to start"
+                r"|to begin(?: with)?)"
+                r"(?: of all| things first)?,? (?:(?:so )?(?:i|we|you)(?:'ll|'d)? (?:(?:first|also|now|then) )?(?:"
+                r"(?:(?:need to|want to|have to|will need to|must|should|can|will) )?(?:first |now |then )?"
+                + _MORE_WORK
+                + r"|need (?:the|a)\b|need to (?!check|verify|double|confirm|be\b|make sure|remember)\w+)|"
+                + _WORK
+                + r"|let(?:'s| us| me) (?!verify|check|double|see\b|confirm|test|try|say|assume|suppose"
+                r"|denote|call|be\b|x\b)\w+)",
+                "sentence",
+            ),
+            Cue(
+                "need to|have to|want to|must|should|first",
+                r"\b(?:i|we|you)(?:'ll|'d)? (?:(?:first|also|then|now|just|still) )*(?:(?:(?:need|have|want) to"
+                r"|must|should) "
+                r"(?:(?:first|now|then|also) )*(?:"
+                + _WORK
+                + r"|know (?:how|what)\b|revisit\b|start\b)|first "
+                + _WORK
+                + ")",
+            ),
+            Cue(
+                "let",
+                r"\blet(?:'s| us| me) (?:(?:first|now|next) )*(?:(?:start|begin) (?:by|with)\b|tackle\b|handle\b|"
+                + _WORK
+                + r"|(?:do|solve|go|take|work|think)\b[^.\n]{0,40} step[- ]by[- ]step)(?![^.\n]{0,30}\bagain\b)",
+            ),
+            Cue("step", r"(?:#+\s*|\*\*)?step \d+\b(?=\s*[:.)—–-]|\*\*)", "sentence"),
+            Cue(
+                "step|task|goal",
+                r"\b(?:the|my|our) (?:first|next|second|third|last|final) (?:step|task|goal) (?:(?:is|would be"
+                r"|will be)(?: to\b|:| \w+ing\b)|involves\b)",
+            ),
+            Cue("1.|2.|3.|4.|1)|2)|3)|4)", r"\d+[.)] \**" + _WORK, "sentence"),
+            Cue(
+                "break|split",
+                r"\b(?:break(?:ing)? (?:(?:this|it|that|things|(?:the|this) (?:\w+ )?(?:problem|question|task"
+                r"|calculation|expression))"
+                r" down\b|down the problem|(?:this|the) (?:problem|question|task) into\b|it into (?:its|smaller"
+                r"|steps|parts))"
+                r"|split(?:ting)? (?:this|it|(?:the|this) (?:problem|question|task|calculation)) (?:up )?into (?:\w+ )?"
+                r"(?:parts|cases|steps|pieces))",
+            ),
+            Cue(
+                "to find|to get|to solve|to calc|to comp|to determine|to figure|to answer|to resolve|to add|to work",
+                r"(?:in order )?to (?:find|get|solve|calculate|compute|determine|figure out|answer|resolve|add"
+                r"|work out)\b"
+                r"[^.\n]{0,100}?, (?:(?:i|we|you)(?:'ll|'d)?|let's|let us) (?!have (?!to)|had|got|get|know|"
+                r"(?:can )?see)\w+",
+                "sentence",
+            ),
+            Cue("plan|strategy|goal", r"\b(?:my|the|our) (?:plan|strategy|goal) (?:is|will be) to\b"),
+            Cue("start|begin", r"(?:" + _I + r"|\b(?:we|i)) (?:start|begin) (?:by|with)\b"),
+            Cue("want to", r"\b(?:we|i) want to (?:know|find|compute|determine)\b"),
+        ),
+    ),
+    Rule(
+        "enumeration",
+        "Cases or candidates are taken up in turn: numbered cases, values or combinations tried, options gone through, "
+        "possibilities listed.",
+        f"search over cases, by which Countdown is solved, the task of {_GANDHI}; not one of their four behaviours",
+        (
+            Cue(
+                "case|scenario|possibility|attempt|option",
+                r"(?:\*\*)?(?:case|scenario|possibility|attempt|option) (?:\d+|[a-e]|\(?[ivx\d]+\))\s*(?:\*\*)?[:.—)]",
+                "sentence",
+            ),
+            Cue("option", r"\boptions? \(?(?-i:[A-E])\)? (?:gives|is|says|yields|would|states|can)\b"),
+            Cue("try|testing", r"(?:try|trying|testing) (?:with )?(?:[a-z]\s?=\s?)?-?\d", "sentence"),
+            Cue(
+                "try",
+                r"(?:"
+                + _I
+                + r"|\b(?:we|i) could) try (?:-?\d|[a-z]\s?=|(?:a few|different|some|small|each|every|all|both|with"
+                r"|using|adding"
+                r"|subtracting|multiplying|dividing|combin\w+|values?|numbers?|the (?:first|second|other|next|case"
+                r"|option|number|value)"
+                r"|another (?:number|value|pair|combination|one))\b)",
+            ),
+            Cue(
+                "test |guess |check ",
+                _I + r" (?:test|guess|check) (?:-?\d+\b(?!\s*[-+*/×=])|[a-z]\s?=|(?:small|some|different|values|each"
+                r"|every|all"
+                r"|possible)\b)",
+            ),
+            Cue(
+                "case",
+                r"\b(?:(?:consider(?:ing)?|examine|there are) (?:the )?(?:two|three|four|both|different|possible"
+                r"|each|all|following"
+                r"|several|\d+) (?:(?:possible|separate) )?cases|consider the case|(?:two|three|four"
+                r"|\d+) cases to consider)\b",
+            ),
+            Cue(
+                "list |enumerat|through ",
+                r"(?:(?:"
+                + _I
+                + r"|\bwe) (?:enumerate\b|list (?:out|all|each|every|the|possible)\b|(?:go|run) through (?:all|each"
+                r"|every|them"
+                r"|the (?:options|cases|possibilities|choices|numbers|candidates|values))\b)|\benumerating\b)",
+            ),
+            Cue("one by one", r"\b(?:options?|cases?|values|numbers|possibilities|candidates|choices) one by one\b"),
+            Cue("what if", r"\bwhat if (?:we|i) (?:use|try|take|add|multiply|combine)\b"),
+            Cue(
+                "=",
+                r"\b(?=[ifwa])(?:if|for|when|at) ([a-z])\s?=\s?-?\d+[^\n]{1,100}\b(?:if|for|when|at) \1\s?=\s?-?\d+",
+            ),
+            Cue("=", r"\b([a-z])\s?=\s?-?\d+\s*:[\s\S]{1,80}?\b\1\s?=\s?-?\d+\s*:"),
+            Cue("then", r"\b([a-z])\s?=\s?-?\d+\b[^\n]{1,60}?\bthen \1\s?=\s?-?\d+"),
+            Cue("suppose|assume|say", r"(?:let's )?(?:suppose|assume|say)(?: that)? [a-z]\s?=\s?-?\d", "sentence"),
+            Cue("suppose|assume", r"(suppose|assume)\b[^\n]{5,200}[.;] (?:now )?\1\b", "sentence"),
+            Cue("maybe", r"maybe -?\d[^.\n?]{0,30}\?", "sentence"),
+            Cue(
+                "possible",
+                r"\b(?:the|all) possible (?:\w+ )?(?:pairs|values|combinations|choices|options|cases|triples"
+                r"|triplets) (?:are|include)\b",
+            ),
+            Cue("possibilities", r"\bpossibilities(?: are)?:"),
+            Cue(
+                "attempt|try|guess|case|possib",
+                r"(?:first|second|third|next) (?:attempt|try|guess|case|possibility)\s*:",
+                "sentence",
+            ),
+            Cue("second case", r"\bin the first case\b[\s\S]{1,200}\bin the second case\b"),
+            Cue("trying", r"\btrying (?:each|all)\b"),
+        ),
+    ),
+    AnswerSwitch(
+        "answer_switch",
+        "The text states an answer (as thought.stated_answers reads it) that differs from the one it stated before.",
+        "after Wang et al. 2025, Thoughts are all over the place, arXiv:2501.18585, who count switches of thought",
+    ),
+    Rule(
+        "aha",
+        "The text marks a sudden insight: aha, oh I see, now I understand, I just realised.",
+        "DeepSeek-AI 2025, DeepSeek-R1, arXiv:2501.12948, section 2.2.4 and table 3: the 'aha moment'",
+        (
+            Cue("aha|ah|eureka", r"\b(?:aha\b(?=[!,.:…]| moment)|ah[- ]ha\b|eureka\b(?=[!,.]))"),
+            Cue(
+                "oh|ah",
+                r"(?<!\w)(?:oh|ooh|ah+)\b[,!.…]* (?:(?:i (?:see|get it|got it|understand|think i (?:see|get"
+                r"|understand))|right|yes"
+                r"|of course|wow|okay|ok|got it)\b|(?:now )?that makes sense|that's (?:it|why)\b)",
+                "sentence",
+            ),
+            Cue("oh!|ah!|ahh!", r"(?:oh|ah+)!", "sentence"),
+            Cue(
+                "realis|realiz|notice",
+                r"\bi (?:(?:(?:just|now|suddenly|finally) )+(?:realis|realiz|notic)ed?|(?:realis|realiz)ed? now)\b",
+            ),
+            Cue(
+                "now",
+                r"\b(?:i see (?:it )?now|now i (?:see|understand|get it|realise|realize)|i (?:think i )?(?:get|got"
+                r"|understand) it now)\b",
+            ),
+            Cue(
+                "clicks|clicked|hit me|hits me|dawn",
+                r"\bit (?:(?:just|suddenly|finally|now) )*(?:clicks|clicked|hit me|hits me|dawn(?:s|ed) on me)\b",
+            ),
+            Cue("got it", r"(?:(?<=[.!?…]\s)got it!|\bi've got it\b)"),
+            Cue("it!", r"that's it!", "sentence"),
+        ),
+    ),
+)

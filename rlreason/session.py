@@ -370,7 +370,10 @@ def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sa
     problems.sort(key=lambda problem: -sum(len(message["content"]) for message in problem.prompt))
     longest = 0
     for problem in problems[:sample]:
-        length = len(policy.render(problem.prompt).ids)
+        try:
+            length = len(policy.render(problem.prompt).ids)
+        except ValueError as error:  # the chat template refuses it
+            raise ConfigError(f"problem {problem.id} of {env.name}/{name}: {error}") from error
         longest = max(longest, length)
         if length + sampling.max_completion_length > policy.context:
             raise ConfigError(

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from rlreason.config import CONF, continued, guarded, start
 from rlreason.session import Session, open_session
+from rlreason.sweep import run_job
 
 
 def train(run: Session) -> float | None:
@@ -41,7 +43,10 @@ def run(cfg: DictConfig, out: Path) -> float | None:
     after a SIGINT or SIGTERM, with the state saved.
     """
     with open_session(cfg, out) as session:
-        return train(session)
+        accuracy = train(session)
+    if session.stop.number:  # it came in the last step: this run is whole, and what would come after it shall not begin
+        raise SystemExit(128 + session.stop.number)
+    return accuracy
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -49,7 +54,11 @@ def main(cfg: DictConfig) -> float | None:
     """The entry point that Hydra calls; the float is what a sweeper optimises."""
     hydra_config = HydraConfig.get()
     cfg = continued(cfg, hydra_config.overrides.task)
-    return guarded(lambda: run(cfg, Path(hydra_config.runtime.output_dir)))
+    out = Path(hydra_config.runtime.output_dir)
+    if hydra_config.mode == RunMode.MULTIRUN:
+        number, overrides = hydra_config.job.num, hydra_config.overrides.task
+        return run_job(lambda: run(cfg, out), cfg, out, number=number, overrides=overrides)
+    return guarded(lambda: run(cfg, out))
 
 
 if __name__ == "__main__":

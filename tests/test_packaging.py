@@ -34,7 +34,12 @@ def test_wheel_holds_the_packages_and_the_configs(wheel: Path) -> None:
         metadata = email.message_from_bytes(archive.read(f"rlreason-{rlreason.__version__}.dist-info/METADATA"))
     wanted = {
         path.relative_to(REPO).as_posix()
-        for folder, pattern in (("rlreason", "*.py"), ("envs", "*.py"), ("conf", "*.yaml"))
+        for folder, pattern in (
+            ("rlreason", "*.py"),
+            ("rlreason/reporting/page", "*.*"),
+            ("envs", "*.py"),
+            ("conf", "*.yaml"),
+        )
         for path in (REPO / folder).rglob(pattern)
     }
     assert {"rlreason/types.py", "envs/gsm8k.py", "conf/experiment/gsm8k.yaml"} <= wanted

@@ -31,43 +31,48 @@ class Span:
 
 _SENTENCE = re.compile(r"(?:^|(?<=[.!?…:;—–*>✓]))[\s\"“(]*", re.MULTILINE)
 _INTERJECTION = re.compile(
-    r"(?:but|hmm+|oh|ah|okay|ok|so|well|and|now|um+|uh|actually|alright|alternatively|no|wait|yes)\b[,.…!]*[^\S\n]+",
-    re.IGNORECASE,
+    r"(?:but|hmm+|oh|ah|okay|ok|so|well|and|now|um+|uh|actually|alright|alternatively|no|wait|yes)\b[,.…!]*[^\S\n]+"
 )
 _MOST_INTERJECTIONS = 3
+_LETTER_OR_BREAK = re.compile(r"[^\W\d_]|\n")
 
 
 @dataclass(frozen=True)
 class Reading:
     """A text and what every rule needs to know of it.
 
-    ``plain`` is the text in lower case, with one space for any white space. ``sentences`` says where each begins (with
-    the text, a line, or after a mark) and where its words do, which may be after up to three interjections: a pair for
-    each number of them. ``statements`` are those that follow no question.
+    ``lower`` is the text in lower case and with straight apostrophes, character for character; ``plain`` the same with
+    one space for any white space. ``sentences`` says where each begins (with the text, a line, or after a mark) and
+    where its words do, which may be after up to three interjections: a pair for each number of them. ``statements`` are
+    those that follow no question.
     """
 
     text: str
+    lower: str
     plain: str
     sentences: list[tuple[int, int]]
     statements: list[tuple[int, int]]
 
     @classmethod
     def of(cls, text: str) -> Reading:
+        lower = text.lower().replace("’", "'")
+        if len(lower) != len(text):  # a letter such as İ, which is two in lower case
+            lower = "".join(letter.lower() if len(letter.lower()) == 1 else letter for letter in text).replace("’", "'")
         sentences: list[tuple[int, int]] = []
         statements: list[tuple[int, int]] = []
-        for mark in _SENTENCE.finditer(text):
+        for mark in _SENTENCE.finditer(lower):
             places = [(mark.end(), mark.end())]
-            while len(places) <= _MOST_INTERJECTIONS and (said := _INTERJECTION.match(text, places[-1][1])):
+            while len(places) <= _MOST_INTERJECTIONS and (said := _INTERJECTION.match(lower, places[-1][1])):
                 places.append((mark.end(), said.end()))
             sentences += places
             if "\n" in mark[0] or not text.endswith("?", 0, mark.start()):
                 statements += places
-        return cls(text, " ".join(text.lower().split()), sentences, statements)
+        return cls(text, lower, " ".join(lower.split()), sentences, statements)
 
 
 @dataclass(frozen=True)
 class Cue:
-    """A regular expression that ignores case; a space in it stands for white space, an apostrophe for either kind.
+    """A regular expression for texts in lower case with straight apostrophes; a space in it stands for white space.
 
     ``words``: the plain text holds one of them wherever the pattern matches (``|`` between). Looking for them first is
     what makes the rules quick. ``at``: the pattern matches anywhere; or where a sentence or statement begins, after at
@@ -80,7 +85,7 @@ class Cue:
 
     @cached_property
     def regex(self) -> re.Pattern[str]:
-        return re.compile(self.pattern.replace("'", "['’]").replace(" ", r"\s+"), re.IGNORECASE)
+        return re.compile(self.pattern.replace(" ", r"\s+"))
 
     @cached_property
     def needed(self) -> tuple[str, ...]:
@@ -96,9 +101,9 @@ class Cue:
     def matches(self, reading: Reading) -> list[tuple[int, int]]:
         """Where the pattern matches, whatever ``words`` say."""
         if self.at == "anywhere":
-            return [match.span() for match in self.regex.finditer(reading.text)]
+            return [match.span() for match in self.regex.finditer(reading.lower)]
         begins = reading.sentences if self.at == "sentence" else reading.statements
-        return [(begin, match.end()) for begin, at in begins if (match := self.regex.match(reading.text, at))]
+        return [(begin, match.end()) for begin, at in begins if (match := self.regex.match(reading.lower, at))]
 
 
 @dataclass(frozen=True)
@@ -111,11 +116,12 @@ class Rule:
     cues: tuple[Cue, ...]
 
     def spans(self, reading: Reading) -> list[Span]:
-        """Where cues match, spans that overlap merged."""
+        """Where cues match. Matches that overlap, or have no letter and no line break between them, are one: "Let me
+        check: 3 + 4 = 7. Right." is one check."""
         cues = (cue for cue in self.cues if cue.may_match(reading))
         spans: list[Span] = []
         for start, end in sorted(place for cue in cues for place in cue.matches(reading)):
-            if spans and start < spans[-1].end:
+            if spans and not _LETTER_OR_BREAK.search(reading.lower, spans[-1].end, start):
                 spans[-1] = Span(self.name, spans[-1].start, max(spans[-1].end, end))
             else:
                 spans.append(Span(self.name, start, end))
@@ -208,7 +214,7 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
                 r"(?:yes, )?(?:that's|that is|this is) (?:indeed )?(?:correct|right)(?=[.!,]| and\b|\s*$)",
                 "statement",
             ),
-            Cue("correct|right", r"(?<=\d[.)]\s)(?-i:Correct|Right)[.!]"),
+            Cue("correct|right", r"(?<=\d[.)]\s)(?:correct|right)[.!]"),
             Cue("✓|✔|✅", r"[✓✔✅]"),
             Cue("works", r"(?:it|that|this) works[.!]", "statement"),
             Cue(
@@ -252,7 +258,7 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
                 r"(?:not (?:right|correct|it\b|possible(?! (?:for|to)\b))|wrong\b|incorrect\b|an? (?:mistake|error)\b)",
             ),
             Cue(
-                "can't|can’t|cannot|n't|n’t|is not|does not|will not",
+                "cannot|n't|is not|does not|will not",
                 r"\b(?:that|this|it|which|approach|method|assumption) (?:can't|cannot|doesn't|does not|isn't|is not"
                 r"|wouldn't"
                 r"|won't|will not|couldn't) (?:be (?:right|correct)|seem (?:right|correct)|make (?:any )?sense"
@@ -312,9 +318,9 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
                 "sentence",
             ),
             Cue(
-                "need to|have to|want to|must|should|first",
-                r"\b(?:i|we|you)(?:'ll|'d)? (?:(?:first|also|then|now|just|still) )*(?:(?:(?:need|have|want) to"
-                r"|must|should) "
+                "need to|have to|must|should|first",
+                r"(?<!\bif\s)(?<!\bwhen\s)\b(?:i|we|you)(?:'ll|'d)? (?:(?:first|also|then|now|just|still) )*"
+                r"(?:(?:(?:need|have) to|must|should) "
                 r"(?:(?:first|now|then|also) )*(?:"
                 + _WORK
                 + r"|know (?:how|what)\b|revisit\b|start\b)|first "
@@ -344,11 +350,11 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
                 r"(?:parts|cases|steps|pieces))",
             ),
             Cue(
-                "to find|to get|to solve|to calc|to comp|to determine|to figure|to answer|to resolve|to add|to work",
-                r"(?:in order )?to (?:find|get|solve|calculate|compute|determine|figure out|answer|resolve|add"
-                r"|work out)\b"
-                r"[^.\n]{0,100}?, (?:(?:i|we|you)(?:'ll|'d)?|let's|let us) (?!have (?!to)|had|got|get|know|"
-                r"(?:can )?see)\w+",
+                "to find|to get|to solve|to calc|to comp|to determine|to figure|to answer|to resolve|to work",
+                r"(?:in order )?to (?:find|get|solve|calculate|compute|determine|figure out|answer|resolve|work out)\b"
+                # Not how such a thing is done in general ("to find a sum, you simply add the numbers").
+                r"[^.\n]{0,100}?, (?:you(?:'ll)? (?:first|need|must|have to)\b|(?:(?:i|we)(?:'ll|'d)?|let's|let us) "
+                r"(?!have (?!to)|had|got|get|know|(?:(?:can|would) )?(?:see|simply|just|use)\b)\w+)",
                 "sentence",
             ),
             Cue("plan|strategy|goal", r"\b(?:my|the|our) (?:plan|strategy|goal) (?:is|will be) to\b"),
@@ -367,7 +373,7 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
                 r"(?:\*\*)?(?:case|scenario|possibility|attempt|option) (?:\d+|[a-e]|\(?[ivx\d]+\))\s*(?:\*\*)?[:.—)]",
                 "sentence",
             ),
-            Cue("option", r"\boptions? \(?(?-i:[A-E])\)? (?:gives|is|says|yields|would|states|can)\b"),
+            Cue("option", r"\boptions? \(?[a-e]\)? (?:gives|is|says|yields|would|states|can)\b"),
             Cue("try|testing", r"(?:try|trying|testing) (?:with )?(?:[a-z]\s?=\s?)?-?\d", "sentence"),
             Cue(
                 "try",
@@ -400,7 +406,7 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
                 r"|every|them"
                 r"|the (?:options|cases|possibilities|choices|numbers|candidates|values))\b)|\benumerating\b)",
             ),
-            Cue("one by one", r"\b(?:options?|cases?|values|numbers|possibilities|candidates|choices) one by one\b"),
+            Cue("one by one", r"\b(?:through|try|test|check|consider)\b[^.\n]{0,40} one by one\b"),
             Cue("what if", r"\bwhat if (?:we|i) (?:use|try|take|add|multiply|combine)\b"),
             Cue(
                 "=",
@@ -440,7 +446,7 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
             Cue(
                 "oh|ah",
                 r"(?<!\w)(?:oh|ooh|ah+)\b[,!.…]* (?:(?:i (?:see|get it|got it|understand|think i (?:see|get"
-                r"|understand))|right|yes"
+                r"|understand))|right(?! on\b)|yes"
                 r"|of course|wow|okay|ok|got it)\b|(?:now )?that makes sense|that's (?:it|why)\b)",
                 "sentence",
             ),
@@ -451,14 +457,15 @@ RULES: tuple[Rule | AnswerSwitch, ...] = (
             ),
             Cue(
                 "now",
-                r"\b(?:i see (?:it )?now|now i (?:see|understand|get it|realise|realize)|i (?:think i )?(?:get|got"
+                r"\b(?:i see (?:it )?now|now i (?:see(?! it as)|understand|get it|realise|realize)"
+                r"|i (?:think i )?(?:get|got"
                 r"|understand) it now)\b",
             ),
             Cue(
                 "clicks|clicked|hit me|hits me|dawn",
                 r"\bit (?:(?:just|suddenly|finally|now) )*(?:clicks|clicked|hit me|hits me|dawn(?:s|ed) on me)\b",
             ),
-            Cue("got it", r"(?:(?<=[.!?…]\s)got it!|\bi've got it\b)"),
+            Cue("got it", r"(?:(?<=[.!?…]\s)got it!|\bi've got it\b(?=[:.,!]))"),
             Cue("it!", r"that's it!", "sentence"),
         ),
     ),

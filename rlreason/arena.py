@@ -29,6 +29,7 @@ from rlreason import checkpoint
 from rlreason.analysis.load import read_traces
 from rlreason.analysis.ratings import ANCHORS, Floats, standings
 from rlreason.arena_report import Board, Pair, Player, markdown, plot, table
+from rlreason.assembly import asked_size, check_prompts
 from rlreason.clock import Clock
 from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, resolved, start
 from rlreason.console import Quiet
@@ -41,7 +42,6 @@ from rlreason.remembered import Ledger
 from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed
-from rlreason.session import asked_size, check_prompts
 from rlreason.signals import StopSignal
 from rlreason.traces import SplitName, write_traces
 from rlreason.tracking import NoTracker

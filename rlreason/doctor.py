@@ -24,11 +24,11 @@ from rich.console import Console
 from rich.table import Table
 
 from rlreason import checkpoint
+from rlreason.assembly import Parts, assemble, checked, make_learner, resumed_from
 from rlreason.checks import Examination, Finding, data, machine, rollouts, sample, text, update
 from rlreason.config import CONF, build, continued, start
 from rlreason.learner import Learner
 from rlreason.resume import check_same_data
-from rlreason.session import Parts, assemble, checked, make_learner, resumed_from
 
 LOOKED_AT = 16
 """Prompts that are rendered."""

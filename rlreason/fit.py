@@ -20,6 +20,7 @@ from omegaconf import DictConfig
 
 from rlreason import checkpoint
 from rlreason.analysis.load import read_metrics
+from rlreason.assembly import resumed_from, seed_generators
 from rlreason.clock import Clock
 from rlreason.config import ConfigError, build, naming, resolved
 from rlreason.console import ConsoleConfig
@@ -28,7 +29,6 @@ from rlreason.manifest import manifest
 from rlreason.masters import AdamW
 from rlreason.record import Record
 from rlreason.resume import check_same_data
-from rlreason.session import resumed_from, seed_generators
 from rlreason.signals import StopSignal, leave
 from rlreason.stats import estimate
 from rlreason.supervised import Model, Objective, SupervisedLearner, means

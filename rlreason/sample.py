@@ -29,6 +29,7 @@ from omegaconf import DictConfig, OmegaConf
 from rich.table import Table
 
 from rlreason.analysis.load import read_metrics, read_traces
+from rlreason.assembly import asked_size, check_prompts
 from rlreason.clock import Clock
 from rlreason.config import CONF, ConfigError, build, continued, guarded, naming, resolved, start
 from rlreason.console import ConsoleConfig
@@ -41,7 +42,6 @@ from rlreason.resume import check_begun
 from rlreason.rollout import roll_out
 from rlreason.sampler import derived_seed
 from rlreason.selection import Kept, Sample, Selected, Selection
-from rlreason.session import asked_size, check_prompts
 from rlreason.signals import StopSignal, leave
 from rlreason.stats import estimate, pass_at_k
 from rlreason.tracking import NoTracker

@@ -1,6 +1,6 @@
 """python -m rlreason.train +experiment=<name> key=value ...
 
-The RL loop. What it runs on is put together in ``session.py``. Left out: training stages other than RL, which have
+The RL loop. What it runs on is put together in ``assembly.py``. Left out: training stages other than RL, which have
 entry points of their own.
 """
 
@@ -13,8 +13,9 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from rlreason.assembly import open_session
 from rlreason.config import CONF, continued, guarded, start
-from rlreason.session import Session, open_session
+from rlreason.session import Session
 from rlreason.sweep import run_job
 
 

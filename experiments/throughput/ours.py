@@ -17,13 +17,14 @@ from omegaconf import DictConfig
 from experiments.throughput import work
 from experiments.throughput.roofline import Peaks, decode_work, measure_peaks, shape_of, update_flops
 from experiments.throughput.side import Link, Stopwatch, device, synchronize
+from rlreason.assembly import open_session
 from rlreason.config import build
 from rlreason.engines import generate
 from rlreason.metrics import completion_length
 from rlreason.policy import Policy
 from rlreason.rollout import Collector
 from rlreason.sampler import derived_seed
-from rlreason.session import Session, open_session
+from rlreason.session import Session
 from rlreason.types import Batch, Engine, Env, Request, Sampling
 
 ALL_ROWS = "all_rows"

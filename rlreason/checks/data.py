@@ -10,10 +10,10 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any, Protocol, runtime_checkable
 
+from rlreason.assembly import check_prompts
 from rlreason.checks import Verdict, failed, passed, skipped, warned
 from rlreason.config import ConfigError
 from rlreason.policy import Policy
-from rlreason.session import check_prompts
 from rlreason.types import Env, Episode, Grade, Message, Problem, Sampling, Split
 
 SPLITS = ("train", "validation", "test")

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from omegaconf import DictConfig
 
+from rlreason.assembly import Parts
 from rlreason.checks import Verdict, failed, passed, warned
 from rlreason.checks.sample import Sample
 from rlreason.checks.update import Trained
 from rlreason.policy import Policy
-from rlreason.session import Parts
 
 GIB = 2**30
 

@@ -11,13 +11,13 @@ from statistics import fmean
 
 import torch
 
+from rlreason.assembly import Parts
 from rlreason.checks import Verdict, failed, passed, skipped, warned
 from rlreason.checks.sample import Sample, agreement, first_problems, score
 from rlreason.engines import generate
 from rlreason.learner import Learner
 from rlreason.policy import Policy
 from rlreason.sampler import derived_seed
-from rlreason.session import Parts
 from rlreason.types import Request, Sampling
 
 TRUNCATED = 0.25

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 
 import torch
 
+from rlreason.assembly import Parts
 from rlreason.batch import collate, micro_batches
 from rlreason.clock import Clock
 from rlreason.learner import Learner
 from rlreason.policy import Policy, take_rows
 from rlreason.rollout import roll_out
 from rlreason.sampler import UniformSampler, derived_seed
-from rlreason.session import Parts
 from rlreason.types import Batch, Completion, Engine, Outputs, Problem, Request, Rollout
 
 ROWS = 48

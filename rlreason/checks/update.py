@@ -15,13 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from rlreason.algo import Algo
+from rlreason.assembly import Parts
 from rlreason.batch import micro_batches, stack
 from rlreason.checks import Verdict, failed, passed, warned
 from rlreason.checks.sample import Sample, agreement, score
 from rlreason.engines import generate
 from rlreason.learner import Learner
 from rlreason.policy import Policy, take_rows
-from rlreason.session import Parts
 from rlreason.types import Batch, Request, Segment
 
 UPDATES = 8

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rlreason.analysis.behaviour_rules import RULES, Reading, Rule, Span
+from rlreason.analysis.behaviour_rules import RULES
 from rlreason.analysis.behaviours import (
     Snippet,
     behaviour_frame,
@@ -17,6 +17,7 @@ from rlreason.analysis.behaviours import (
     measure,
     read_snippets,
 )
+from rlreason.analysis.cues import Reading, Rule, Span
 
 LABELLED = Path(__file__).parent / "data" / "behaviours.jsonl"
 NAMES = [rule.name for rule in RULES]

@@ -27,7 +27,8 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from rlreason.analysis.behaviour_rules import RULES, Reading, Span
+from rlreason.analysis.behaviour_rules import RULES
+from rlreason.analysis.cues import Reading, Span
 from rlreason.stats import wilson_interval
 
 

@@ -106,6 +106,7 @@ class Controlled:
                 grade,
                 reward=self.rule(grade, episode.state.seed),
                 parts={**grade.parts, "as_graded": grade.reward},
+                turn_rewards=(),
             )
             for grade, episode in zip(own, episodes, strict=True)
         ]

@@ -10,19 +10,23 @@ Left out: packing several conversations into one row; a batch runs without its p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jinja2 import TemplateError
 
 from rlreason.types import Message, Segment
 
+Tools = Sequence[Mapping[str, Any]]
 
-def render(tokenizer: Any, messages: Sequence[Message], *, generate: bool) -> str:
+
+def render(tokenizer: Any, messages: Sequence[Message], *, generate: bool, tools: Tools = ()) -> str:
     """The text of a conversation, up to where the assistant speaks if ``generate``, else up to its end. Raises
     ValueError for one that the template refuses, as Gemma's does a system message."""
     try:
-        text: str = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=generate)
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generate
+        )
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
     return text
@@ -39,19 +43,40 @@ def opened_thought(text: str) -> str:
     return "<think>" if text.rstrip().endswith("<think>") else ""
 
 
-def prompted(tokenizer: Any, messages: Sequence[Message]) -> tuple[str, str]:
+def prompted(tokenizer: Any, messages: Sequence[Message], tools: Tools = ()) -> tuple[str, str]:
     """The text of a conversation up to where the policy goes on, and what of its turn is already there: the content of
     a last message that is the assistant's own, or else what the template opens for it."""
     if messages[-1]["role"] != "assistant":
-        text = render(tokenizer, messages, generate=True)
+        text = render(tokenizer, messages, generate=True, tools=tools)
         return text, opened_thought(text)
     begun = messages[-1]["content"]
-    text = render(tokenizer, messages[:-1], generate=True)
+    text = render(tokenizer, messages[:-1], generate=True, tools=tools)
     return text + _after_opened(text, begun), begun
 
 
+def appended(tokenizer: Any, before: str, written: str, end: int | None, text: str) -> list[int] | None:
+    """The ids that take a conversation from the end of the policy's turn to where it goes on, so that nothing that is
+    there already is tokenised again: what ``text``, the conversation as it is rendered now, has after ``before``, the
+    text that the turn was written to, and ``written``, the turn, whose last token was ``end`` (None: no end token).
+
+    None where the template has rewritten what went before, or closes the turn with another token: the ids of ``text``
+    have to be made anew. White space around a turn is left as the policy wrote it, where a template trims it.
+    """
+    if not text.startswith(before):
+        return None
+    rest, turn = text[len(before) :], written.strip()
+    at = rest.find(turn)
+    if at < 0 or rest[:at].strip():
+        return None
+    after = rest[at + len(turn) :].removeprefix(written[len(written.rstrip()) :])
+    ids = encode(tokenizer, after)
+    if end is None:
+        return ids
+    return ids[1:] if ids[:1] == [end] else None
+
+
 def demonstrated(
-    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], *, start: int = 0
+    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], *, start: int = 0, tools: Tools = ()
 ) -> list[Segment]:
     """Rows of a conversation whose mask is True on the assistant's tokens from message ``start`` on, end tokens
     included; ``sampler_logp`` is 0.
@@ -65,9 +90,9 @@ def demonstrated(
             continue
         if place == 0:
             raise ValueError("the conversation begins with the assistant's turn: there is nothing to answer")
-        prompt = render(tokenizer, messages[:place], generate=True)
+        prompt = render(tokenizer, messages[:place], generate=True, tools=tools)
         written = _after_opened(prompt, message["content"])
-        space, end = _template_around(tokenizer, end_ids, messages[: place + 1], prompt, written)
+        space, end = _template_around(tokenizer, end_ids, messages[: place + 1], prompt, written, tools)
         own = [*encode(tokenizer, space + written), end]
         before = encode(tokenizer, prompt)
         so_far = segments[-1].prompt_ids + segments[-1].completion_ids if segments else []
@@ -93,11 +118,11 @@ def _after_opened(prompt: str, content: str) -> str:
 
 
 def _template_around(
-    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], prompt: str, written: str
+    tokenizer: Any, end_ids: frozenset[int], messages: Sequence[Message], prompt: str, written: str, tools: Tools
 ) -> tuple[str, int]:
     """What the template writes around the text ``written`` of the last message: white space before it, unless the
     text brings its own, and the token that ends it."""
-    whole = render(tokenizer, messages, generate=False)
+    whole = render(tokenizer, messages, generate=False, tools=tools)
     if not whole.startswith(prompt):
         return "", tokenizer.eos_token_id
     turn = whole[len(prompt) :]

@@ -17,7 +17,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM
 
 from rlreason import attention
-from rlreason.chat import encode, prompted
+from rlreason.batch import same_prompts
+from rlreason.chat import Tools, encode, prompted
 from rlreason.kernels.modules import CAUSAL_LMS
 from rlreason.logprob import head_log_softmax_at, log_softmax_at
 from rlreason.lora import Adapter, LoRA
@@ -33,11 +34,12 @@ ADAPTER_FOLDER = "adapter"
 
 @dataclass(frozen=True)
 class Prompt:
-    """A rendered conversation: its token ids, and the text (such as ``<think>``) that the template or the environment
-    has opened the policy's turn with, which the graded text must begin with."""
+    """A rendered conversation: its token ids, the text (such as ``<think>``) that the template or the environment
+    has opened the policy's turn with, which the graded text must begin with, and its own whole text."""
 
     ids: list[int]
     opened: str
+    text: str
 
 
 class Critic(nn.Module):
@@ -150,10 +152,10 @@ class Policy:
         it the weights are what they were, bit for bit. It can't be nested and trains nothing. Without LoRA, nothing."""
         return self.adapter.merged() if self.adapter is not None else nullcontext()
 
-    def render(self, messages: list[Message]) -> Prompt:
+    def render(self, messages: list[Message], tools: Tools = ()) -> Prompt:
         """Token ids of a conversation up to where the policy speaks, or goes on with a last message of its own."""
-        text, opened = prompted(self.tokenizer, messages)
-        return Prompt(encode(self.tokenizer, text), opened)
+        text, opened = prompted(self.tokenizer, messages, tools)
+        return Prompt(encode(self.tokenizer, text), opened, text)
 
     def decode(self, ids: list[int]) -> str:
         """Text of a completion: the end token that closed it is dropped, other special tokens are shown."""
@@ -275,7 +277,7 @@ def token_logprobs(
     """Log-probabilities of the batch's masked tokens under ``model`` at ``temperature``.
 
     Returns (R, S) tensors in float32, indexed by the token they describe and 0 where the mask is False. ``value`` is
-    the critic's estimate of the state before that token. A prompt that several rows of a group share is run once, its
+    the critic's estimate of the state before that token. A prompt that several rows share is run once, its
     keys and values expanded to the rows with the graph kept, so the gradient is exact.
     """
     head = model.get_output_embeddings()
@@ -393,17 +395,9 @@ def _plain(model: Any, batch: Batch, tap: _Tap) -> tuple[torch.Tensor, torch.Ten
 
 
 def _shared_prompts(batch: Batch) -> tuple[torch.Tensor, torch.Tensor] | None:
-    """(first row of each group, group of each row) if sharing is possible and saves work, else None."""
-    groups, inverse = batch.group.unique(return_inverse=True)
-    if len(groups) == len(batch.group):
-        return None
-    rows = torch.arange(len(inverse), device=inverse.device)
-    first = torch.full((len(groups),), len(inverse), device=inverse.device).scatter_reduce(0, inverse, rows, "amin")
-    length = batch.prompt_length
-    width = int(length.max())
-    prompt = torch.where(torch.arange(width, device=length.device) < length[:, None], batch.tokens[:, :width], -1)
-    same = (length == length[first][inverse]).all() and (prompt == prompt[first][inverse]).all()
-    return (first, inverse) if same else None
+    """``same_prompts`` if sharing saves work, else None."""
+    first, prompt_of = same_prompts(batch)
+    return None if len(first) == len(prompt_of) else (first, prompt_of)
 
 
 def _prompts_once(

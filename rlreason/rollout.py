@@ -1,8 +1,6 @@
 """collect(): draw problems, render them, generate turn by turn, grade.
 
-Dynamic sampling lives here. A turn after the first starts a new segment whose prompt is the conversation rendered
-anew: exact for every template, at the price of running the history again. Left out: appending to the same segment
-where the template allows it, and budgets of turns and tokens (another issue).
+Dynamic sampling lives here; what a conversation's tokens are, ``conversation.py`` knows.
 """
 
 from __future__ import annotations
@@ -10,26 +8,17 @@ from __future__ import annotations
 import time
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
 from rlreason.clock import Clock
-from rlreason.engines import generate
+from rlreason.conversation import Conversation
 from rlreason.policy import Policy
 from rlreason.sampler import UniformSampler, derived_seed
-from rlreason.types import (
-    Completion,
-    Engine,
-    Env,
-    Episode,
-    Finish,
-    Message,
-    Problem,
-    Request,
-    Rollout,
-    Sampling,
-    Segment,
-)
+from rlreason.types import Engine, Env, Message, Problem, Rollout, Sampling
+
+ANSWERED = 4
+"""Turns are answered when they are a quarter of those still being written, so that the environment gets several at a
+time. Counted in turns, never in seconds: a run repeats exactly."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +98,6 @@ def _groups(rollouts: Sequence[Rollout]) -> list[list[Rollout]]:
     return list(found.values())
 
 
-@dataclass
-class _Conversation:
-    problem: Problem
-    group: int
-    seed: int
-    state: Any
-    messages: list[Message]
-    segments: list[Segment]
-    text: str = ""
-    finish: Finish = "stop"
-
-
 def roll_out(
     engine: Engine,
     env: Env,
@@ -136,50 +113,70 @@ def roll_out(
 ) -> list[Rollout]:
     """``samples`` graded rollouts of each problem, neighbours, numbered by ``groups``.
 
-    Each sample's draws depend on (seed, group, sample, turn) alone. ``clock`` gets ``draw`` (up to rendered prompts),
-    ``generate`` (the engine alone) and ``grade`` (texts, the environment's replies and its verdicts);
-    ``on_completion`` is called as each completion is done.
+    Each sample's draws depend on (seed, group, sample, turn) alone. Conversations of several turns don't wait for each
+    other: those that the environment has answered fill the places in the batch of those that have ended.
+    ``clock`` gets ``draw`` (up to rendered prompts), ``generate`` (the engine alone) and ``grade`` (texts, the
+    environment's replies, rendering them, and its verdicts); ``on_completion`` is called as each episode ends.
     """
-    open_: list[_Conversation] = []
+    conversations: list[Conversation] = []
+    flying: dict[int, Conversation] = {}
+    began: dict[int, float] = {}
+
+    def submit(those: Sequence[Conversation]) -> None:
+        for conversation in those:
+            request = conversation.ask(policy, sampling, engine.max_length)
+            if request is None:
+                on_completion()
+            else:
+                ticket = engine.submit(request)
+                flying[ticket], began[ticket] = conversation, time.perf_counter()
+
+    def answer(those: list[Conversation]) -> None:
+        open_ = [c for c in those if c.finish == "stop"]  # a turn that was cut off ends the episode
+        replies = env.replies([c.state for c in open_], [c.messages for c in open_]) if open_ else []
+        answered = []
+        for conversation, reply in zip(open_, replies, strict=True):
+            if reply is not None:
+                conversation.messages.extend(_some(reply, conversation.problem))
+                answered.append(conversation)
+        for _ in range(len(those) - len(answered)):
+            on_completion()
+        submit(answered)
+
     with clock.measure("draw"):
         for problem, group in zip(problems, groups, strict=True):
             for sample in range(samples):
                 own = derived_seed(seed, group, sample)
-                state = env.start(problem, own)
-                open_.append(_Conversation(problem, group, own, state, list(problem.prompt), []))
-    everyone, turn = list(open_), 0
-    while open_:
-        with clock.measure("draw"):
-            prompts = [policy.render(c.messages) for c in open_]
-            requests = [
-                Request(prompt.ids, sampling, derived_seed(c.seed, turn))
-                for c, prompt in zip(open_, prompts, strict=True)
-            ]
-        with clock.measure("generate"):
-            completions = generate(engine, requests, on_completion)
+                conversations.append(Conversation(problem, group, own, env.start(problem, own), list(problem.prompt)))
+        submit(conversations)
+    while flying:
+        completed, written = engine.completed(), list[Conversation]()
+        while True:
+            with clock.measure("generate"):
+                done = next(completed, None)
+            if done is None:
+                break
+            with clock.measure("grade"):
+                ticket, completion = done
+                conversation = flying.pop(ticket)
+                seconds = time.perf_counter() - began.pop(ticket)
+                conversation.take(policy, replace(completion, seconds=seconds))
+                written.append(conversation)
+                if len(written) * ANSWERED >= len(flying):
+                    answer(written)
+                    written = []
         with clock.measure("grade"):
-            for c, prompt, completion in zip(open_, prompts, completions, strict=True):
-                c.segments.append(_segment(prompt.ids, completion))
-                c.text = prompt.opened + policy.decode(completion.ids)
-                c.finish = completion.finish
-                if c.messages[-1]["role"] == "assistant":  # a turn that was begun for the policy
-                    c.messages.pop()
-                c.messages.append({"role": "assistant", "content": c.text})
-            open_ = [c for c in open_ if c.finish == "stop"]  # a turn that was cut off ends the episode
-            replies = env.replies([c.state for c in open_], [c.messages for c in open_])
-            for c, reply in zip(open_, replies, strict=True):
-                c.messages.extend(reply or [])
-            open_ = [c for c, reply in zip(open_, replies, strict=True) if reply is not None]
-        turn += 1
+            answer(written)
     with clock.measure("grade"):
-        began = time.perf_counter()
-        grades = env.grade([Episode(c.problem, c.state, c.messages, c.text, c.finish) for c in everyone])
-        seconds = time.perf_counter() - began
-    return [
-        Rollout(c.problem, c.group, c.segments, c.messages, c.text, c.finish, grade, seconds)
-        for c, grade in zip(everyone, grades, strict=True)
-    ]
+        asked = time.perf_counter()
+        grades = env.grade([conversation.episode() for conversation in conversations])
+        seconds = time.perf_counter() - asked
+    return [conversation.rollout(grade, seconds) for conversation, grade in zip(conversations, grades, strict=True)]
 
 
-def _segment(prompt_ids: list[int], completion: Completion) -> Segment:
-    return Segment(prompt_ids, completion.ids, completion.logprobs, [True] * len(completion.ids), completion.seconds)
+def _some(reply: list[Message], problem: Problem) -> list[Message]:
+    if not reply:
+        raise ValueError(
+            f"problem {problem.id}: the environment's reply has no message; let replies() return None to end an episode"
+        )
+    return reply

@@ -48,7 +48,7 @@ def load(cfg: DictConfig, accelerator: Accelerator) -> tuple[Policy, NextToken]:
 
 def prepare(policy: Policy, item: Demonstration) -> Example:
     """A conversation as rows of tokens. Raises ValueError if the assistant has no turn in it."""
-    rows = demonstrated(policy.tokenizer, policy.end_ids, item.messages)
+    rows = demonstrated(policy.tokenizer, policy.end_ids, item.messages, tools=item.tools)
     return Example(tuple(rows), item.source, unit_of(item.messages[:-1]))
 
 

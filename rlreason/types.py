@@ -8,8 +8,9 @@ Conventions that every module relies on:
 - Log-probabilities are natural logarithms, at the sampling temperature.
 - A group is an index, never the prompt's text: two equal prompts stay two groups.
 
-Left out: conversations that need several segments are carried by the types (``Rollout.segments`` is a list),
-but no environment here needs more than one yet.
+A conversation of several turns is one segment of append-only tokens, in which the mask tells the policy's from the
+environment's: each run of True is one of the policy's turns. Where the chat template rewrites history, a new segment
+starts.
 """
 
 from __future__ import annotations
@@ -34,19 +35,23 @@ class Message(TypedDict):
 
 @dataclass(frozen=True)
 class Problem:
-    """A task for the policy. ``answer`` is for the environment's eyes only; ``meta`` ends up in the traces."""
+    """A task for the policy. ``answer`` is for the environment's eyes only; ``meta`` ends up in the traces. ``tools``
+    are the functions that the policy may call, each as the JSON schema that chat templates take."""
 
     id: str
     prompt: list[Message]
     answer: Any
     meta: dict[str, Any] = field(default_factory=dict)
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How completions are drawn.
 
-    ``temperature`` 0 is greedy decoding. ``max_completion_length`` is in tokens, the end token counted.
+    ``temperature`` 0 is greedy decoding. ``max_completion_length`` is in tokens of a turn, the end token counted. An
+    episode ends where the policy has written ``max_total_length`` tokens in all its turns, or ``max_turns`` turns
+    (None: where the environment ends it), with ``finish`` ``length`` if the environment would have gone on.
     ``top_p`` < 1 and ``top_k`` > 0 are for evaluation only: training refuses them, because the importance
     ratio would be taken against another distribution. ``stop`` are strings; the first token that completes one
     is kept and ends the completion.
@@ -57,12 +62,21 @@ class Sampling:
     top_p: float = 1.0
     top_k: int = 0
     stop: tuple[str, ...] = ()
+    max_turns: int | None = None
+    max_total_length: int | None = None
 
     def __post_init__(self) -> None:
         if self.temperature < 0:
             raise ValueError(f"sampling.temperature is {self.temperature}; it must be 0 (greedy) or more")
         if self.max_completion_length < 1:
             raise ValueError(f"sampling.max_completion_length is {self.max_completion_length}; it must be at least 1")
+        if self.max_turns is not None and self.max_turns < 1:
+            raise ValueError(f"sampling.max_turns is {self.max_turns}; it must be at least 1, or null")
+        if self.max_total_length is not None and self.max_total_length < self.max_completion_length:
+            raise ValueError(
+                f"sampling.max_total_length is {self.max_total_length}; it must be at least "
+                f"sampling.max_completion_length={self.max_completion_length}, or null"
+            )
         if not 0 < self.top_p <= 1:
             raise ValueError(f"sampling.top_p is {self.top_p}; it must be above 0 and at most 1")
         if self.top_k < 0:
@@ -94,7 +108,7 @@ class Completion:
 @dataclass(frozen=True)
 class Segment:
     """An append-only run of token ids. ``mask`` is False on tokens that the environment wrote. ``generate_seconds``:
-    from submission to the end; None if nobody looked at the clock."""
+    from submission to the end, of all its turns; None if nobody looked at the clock."""
 
     prompt_ids: list[int]
     completion_ids: list[int]
@@ -107,7 +121,8 @@ class Segment:
 class Grade:
     """A verdict. ``reward`` is what the policy is trained on; ``correct`` is what evaluation counts (None: no notion
     of correctness); ``parts`` are the reward's components, logged apart as ``rewards/<part>/mean``; ``answer`` is the
-    canonical extracted answer, which maj@k votes on (None: nothing was extracted).
+    canonical extracted answer, which maj@k votes on (None: nothing was extracted). ``turn_rewards``, one for each of
+    the policy's turns, says how much of ``reward`` was earned there; the rest, and with () all of it, at the end.
 
     ``timeout`` is the policy's doing and earns what a wrong answer earns. ``error`` is the harness's failure: the
     row is excluded from training.
@@ -118,6 +133,7 @@ class Grade:
     status: Status = "ok"
     parts: dict[str, float] = field(default_factory=dict)
     answer: str | None = None
+    turn_rewards: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -150,10 +166,11 @@ class Rollout:
 @dataclass(frozen=True)
 class Demonstration:
     """A conversation to imitate: the assistant's turns are what is learned. ``source`` says where it came from
-    (``file:line``, or a run and its problem)."""
+    (``file:line``, or a run and its problem); ``tools`` as in ``Problem``."""
 
     messages: list[Message]
     source: str
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -186,7 +203,7 @@ class Batch:
     rollout: torch.Tensor  # (R,) int64: which rollout a row belongs to
     group: torch.Tensor  # (R,) int64
     sampler_logp: torch.Tensor  # (R, S) float32, 0 where mask is False
-    reward: torch.Tensor  # (R,) float32
+    reward: torch.Tensor  # (R,) float32: what the episode earned at its end
     correct: torch.Tensor  # (R,) float32: 1, 0 or NaN
     truncated: torch.Tensor  # (R,) bool: finished by length
     graded: torch.Tensor  # (R,) bool: False after an `error`; such rows leave the baselines too
@@ -233,7 +250,7 @@ class Env(Protocol):
         ...
 
     def replies(self, states: Sequence[Any], conversations: Sequence[list[Message]]) -> list[list[Message] | None]:
-        """What the environment answers to each conversation; None ends the episode."""
+        """What the environment answers to each conversation, one message or more; None ends the episode."""
         ...
 
     def grade(self, episodes: Sequence[Episode]) -> list[Grade]:
@@ -275,6 +292,11 @@ class Scorer(Protocol):
 
 class Engine(Protocol):
     """Generates completions. Admission depends on token counts and seeds, never on time, so a run repeats exactly."""
+
+    @property
+    def max_length(self) -> int:
+        """Tokens of prompt and completion together that a request may have at most."""
+        ...
 
     def submit(self, request: Request) -> int:
         """Queue a request; returns its ticket. Raises ValueError if it can't fit the model's context."""

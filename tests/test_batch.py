@@ -8,7 +8,7 @@ import pytest
 import torch
 from helpers import make_rollout, random_ids
 
-from rlreason.batch import collate, micro_batches, mini_batches
+from rlreason.batch import collate, micro_batches, mini_batches, same_prompts
 from rlreason.types import Batch, Rollout, Segment
 
 # --- collate
@@ -141,14 +141,22 @@ def test_micro_batches_hold_every_row_once_within_the_budget(seed: int, budget: 
 
 
 def test_micro_batches_by_hand() -> None:
-    # Rows of 4, 2, 3, 6 and 3 tokens; group 8 has the longest, so it goes first; in a group from long to short.
+    # Rows of 4, 2, 3, 6 and 3 tokens; prompt 8 has the longest, so it goes first; of a prompt from long to short.
     lengths = [(7, 4), (8, 2), (7, 3), (8, 6), (9, 3)]
-    batch = collate([make_rollout(g, [5], [6] * (n - 1)) for g, n in lengths])
+    batch = collate([make_rollout(g, [g], [6] * (n - 1)) for g, n in lengths])
     rows = torch.arange(5)
     # 12 tokens: two rows of 6 (rows 3, 1); then rows 0, 2, 4 padded to 4 make exactly 12.
     assert [piece.tolist() for piece in micro_batches(batch, rows, 12)] == [[3, 1], [0, 2, 4]]
     assert [piece.tolist() for piece in micro_batches(batch, rows, 11)] == [[3], [1, 0], [2, 4]]
     assert [piece.tolist() for piece in micro_batches(batch, rows, 5)] == [[3], [1], [0], [2], [4]]
+
+
+def test_same_prompts_by_hand() -> None:
+    """By the tokens: of two groups with one prompt, and of a group whose rollouts have prompts of their own."""
+    prompts = [(0, [7, 8]), (0, [7]), (0, [7, 8]), (1, [7, 0]), (1, [7]), (2, [3])]  # padding is token 0
+    first, prompt_of = same_prompts(collate([make_rollout(g, ids, [6]) for g, ids in prompts]))
+    assert first.tolist() == [0, 1, 3, 5]
+    assert prompt_of.tolist() == [0, 1, 0, 2, 1, 3]
 
 
 def test_shared_prompts_count_once_in_a_micro_batch() -> None:

@@ -252,6 +252,10 @@ class Scripted:
         self.asked = 0
         self.queue: list[int] = []
 
+    @property
+    def max_length(self) -> int:
+        return 1 << 20
+
     def submit(self, request: Request) -> int:
         self.queue.append(self.asked)
         self.asked += 1
@@ -291,19 +295,19 @@ class Asks:
 
 
 @pytest.mark.parametrize(
-    ("template", "turns", "end", "rows"),
+    ("template", "turns", "end", "rows", "segments"),
     [
-        (CHATML_TEMPLATE, ["yes", "so\n"], 2, 1),
-        (OPENS, ["hm</think>yes", "hm</think>so"], 2, 2),  # its history has another line break
-        (STRIPS, ["<think>a</think>yes", "<think>b</think>so"], 2, 2),
-        (OTHER_END, ["yes", "so"], 3, 1),
-        (PLAIN_TEMPLATE, [" yes", " so"], 2, 2),
-        (TRIMS, [" yes", "so "], 2, 2),
+        (CHATML_TEMPLATE, ["yes", "so\n"], 2, 1, 1),
+        (OPENS, ["hm</think>yes", "hm</think>so"], 2, 2, 2),  # its history has another line break
+        (STRIPS, ["<think>a</think>yes", "<think>b</think>so"], 2, 2, 2),
+        (OTHER_END, ["yes", "so"], 3, 1, 1),
+        (PLAIN_TEMPLATE, [" yes", " so"], 2, 2, 2),
+        (TRIMS, [" yes", "so "], 2, 2, 1),  # a rollout has the very ids; from the text alone they are not to be had
     ],
     ids=["chatml", "opens", "strips", "other end", "plain", "trims"],
 )
 def test_rows_are_what_a_rollout_would_have_made(
-    template: str, turns: list[str], end: int, rows: int, tmp_path: Path
+    template: str, turns: list[str], end: int, rows: int, segments: int, tmp_path: Path
 ) -> None:
     policy = models.load(tiny_folder(), dtype="float32")
     policy.tokenizer.chat_template = template
@@ -313,16 +317,16 @@ def test_rows_are_what_a_rollout_would_have_made(
     )  # fmt: skip
     found = demonstrated(policy.tokenizer, policy.end_ids, rollout.messages)
     assert len(found) == rows
-    for number, segment in enumerate(rollout.segments):
-        row = found[min(number, rows - 1)]
-        ids = row.prompt_ids + row.completion_ids
-        own = [False] * len(row.prompt_ids) + row.mask
-        begin = len(segment.prompt_ids)
-        stop = begin + len(segment.completion_ids)
-        assert ids[:stop] == segment.prompt_ids + segment.completion_ids
-        assert all(own[begin:stop])
-        assert not own[begin - 1]
-        assert sum(own) == sum(len(s.completion_ids) for s in (rollout.segments if rows == 1 else [segment]))
+    assert len(rollout.segments) == segments
+    if rows == segments:
+        assert [(s.prompt_ids, s.completion_ids, s.mask) for s in rollout.segments] == [
+            (s.prompt_ids, s.completion_ids, s.mask) for s in found
+        ]
+    else:
+        (segment,) = rollout.segments
+        own = [[*ids, end] for ids in (policy.tokenizer(t, add_special_tokens=False).input_ids for t in turns)]
+        runs = itertools.groupby(zip(segment.completion_ids, segment.mask, strict=True), key=lambda token: token[1])
+        assert [[token for token, _ in run] for written, run in runs if written] == own
 
 
 # Against TRL

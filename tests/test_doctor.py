@@ -161,6 +161,10 @@ class Stale:
     def __init__(self, policy: Policy) -> None:
         self.inner = TorchEngine(copy.deepcopy(policy), max_tokens_in_flight=4096)
 
+    @property
+    def max_length(self) -> int:
+        return self.inner.max_length
+
     def submit(self, request: Request) -> int:
         return self.inner.submit(request)
 
@@ -178,6 +182,10 @@ class Unseeded:
         self.inner = TorchEngine(policy, max_tokens_in_flight=4096)
         self.drawn = 0
 
+    @property
+    def max_length(self) -> int:
+        return self.inner.max_length
+
     def submit(self, request: Request) -> int:
         self.drawn += 1
         return self.inner.submit(replace(request, seed=self.drawn))
@@ -194,6 +202,10 @@ class TopK:
 
     def __init__(self, policy: Policy) -> None:
         self.inner = TorchEngine(policy, max_tokens_in_flight=4096)
+
+    @property
+    def max_length(self) -> int:
+        return self.inner.max_length
 
     def submit(self, request: Request) -> int:
         return self.inner.submit(replace(request, sampling=replace(request.sampling, top_k=2)))

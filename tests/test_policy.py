@@ -51,11 +51,6 @@ def make_batch() -> Batch:
     return collate(rollouts, device=device())
 
 
-def own_group_each(batch: Batch) -> Batch:
-    """The same rows, none of which has anyone to share its prompt with."""
-    return replace(batch, group=torch.arange(len(batch.group), device=batch.group.device))
-
-
 def passes(model: Any, call: Callable[[], object]) -> list[tuple[int, ...]]:
     """Rows and width of each forward pass."""
     rows: list[tuple[int, ...]] = []
@@ -73,9 +68,9 @@ def passes(model: Any, call: Callable[[], object]) -> list[tuple[int, ...]]:
 @pytest.mark.parametrize("temperature", [1.0, 0.6])
 @pytest.mark.parametrize("shared", [True, False])
 def test_token_logprobs_are_those_of_a_plain_forward(policy: Policy, temperature: float, shared: bool) -> None:
-    batch = make_batch() if shared else own_group_each(make_batch())
+    batch = make_batch()
     with torch.no_grad():
-        out = token_logprobs(policy.model, batch, temperature)
+        out = token_logprobs(policy.model, batch, temperature, share_prompts=shared)
         reference = plain(policy.model)
         assert out.logp.shape == batch.tokens.shape
         assert out.logp.dtype == torch.float32
@@ -108,11 +103,11 @@ def test_shared_prompts_change_neither_values_nor_gradients(route: str) -> None:
     policy.add_critic()
     assert policy.critic is not None
     nn.init.normal_(policy.critic.head.weight, generator=None)
-    shared, apart = make_batch(), own_group_each(make_batch())
-    weight = torch.randn(shared.mask.shape, generator=torch.Generator().manual_seed(3)).to(device())
+    batch = make_batch()
+    weight = torch.randn(batch.mask.shape, generator=torch.Generator().manual_seed(3)).to(device())
 
-    def run(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        out = token_logprobs(policy.model, batch, 0.8, value_head=policy.critic.head)
+    def run(shared: bool) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        out = token_logprobs(policy.model, batch, 0.8, value_head=policy.critic.head, share_prompts=shared)
         assert out.entropy is not None
         assert out.value is not None
         loss = (weight * (out.logp + 0.3 * out.entropy + 0.2 * out.value)).sum()
@@ -121,11 +116,10 @@ def test_shared_prompts_change_neither_values_nor_gradients(route: str) -> None:
 
     # Of 7, 12 and 3 tokens, and completions without their last, of 20 together: packed, or prompts and rows padded.
     expected = [(1, 22 + 20)] if route == attention.NAME else [(3, 12), (6, 8)]
-    assert passes(policy.model, lambda: token_logprobs(policy.model, shared, 0.8)) == expected
-    expected = [(1, 48 + 20)] if route == attention.NAME else [(6, 21)]
-    assert passes(policy.model, lambda: token_logprobs(policy.model, apart, 0.8)) == expected
-    values, gradients = run(shared)
-    expected_values, expected_gradients = run(apart)
+    assert passes(policy.model, lambda: token_logprobs(policy.model, batch, 0.8)) == expected
+    assert passes(policy.model, lambda: token_logprobs(policy.model, batch, 0.8, share_prompts=False)) == [(6, 21)]
+    values, gradients = run(True)
+    expected_values, expected_gradients = run(False)
     for value, expected in zip(values, expected_values, strict=True):
         torch.testing.assert_close(value, expected, rtol=1e-4, atol=1e-4)
     assert len(gradients) == len(list(policy.model.parameters())) + 2
@@ -198,11 +192,12 @@ def test_end_token_is_trained_on_though_it_is_the_pad_token() -> None:
 
 
 @pytest.mark.parametrize("shared", [True, False])
-def test_value_belongs_to_the_state_before_its_token(shared: bool) -> None:
+def test_value_belongs_to_the_state_before_its_token(shared: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Policy, "shares_prompts", shared)
     policy = tiny()
     policy.add_critic()
     assert policy.critic is not None
-    batch = make_batch() if shared else own_group_each(make_batch())
+    batch = make_batch()
     assert policy.forward(batch, 1.0).value is None
     untrained = policy.forward(batch, 1.0, value=True).value
     assert untrained is not None

@@ -5,15 +5,17 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
+import torch
 from helpers import tiny
 
+from rlreason.advantages import GAE, GroupRelative
 from rlreason.batch import collate
 from rlreason.clock import Clock
 from rlreason.engines.torch import TorchEngine
 from rlreason.policy import Policy
 from rlreason.rollout import Collector, carries_signal, roll_out
 from rlreason.sampler import UniformSampler
-from rlreason.types import Completion, Engine, Episode, Grade, Message, Problem, Request, Rollout, Sampling
+from rlreason.types import Completion, Engine, Episode, Finish, Grade, Message, Problem, Request, Rollout, Sampling
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Scripted:
     write: Callable[[int], list[int]]
     requests: list[Request] = field(default_factory=list)
     waiting: list[int] = field(default_factory=list)
+    max_length: int = 1 << 20
+    finish: Finish | None = None
 
     def submit(self, request: Request) -> int:
         self.requests.append(request)
@@ -104,7 +108,8 @@ class Scripted:
         waiting, self.waiting = self.waiting, []
         for ticket in reversed(waiting):  # in another order than they were submitted
             ids = self.write(ticket)
-            yield ticket, Completion(ids, [-0.5] * len(ids), "stop" if ids[-1] == 2 else "length", 0)
+            finish = self.finish or ("stop" if ids[-1] == 2 else "length")
+            yield ticket, Completion(ids, [-0.5] * len(ids), finish, 0)
 
     def sync(self, policy: Any) -> None: ...
 
@@ -197,7 +202,8 @@ def test_the_clock_is_told(policy: Policy) -> None:
 def test_two_turns_by_hand(policy: Policy) -> None:
     env = TwoTurns()
     words = [policy.tokenizer(w, add_special_tokens=False).input_ids for w in ("ab", "c", "def", "gh")]
-    # Requests 0 and 1 are the first turns of the two episodes, 2 and 3 their second ones.
+    # Requests 0 and 1 are the first turns of the two episodes. The second is written first, answered at once, and
+    # its second turn is request 2.
     engine = Scripted(policy, lambda i: [*words[i], 2])
     rollouts = roll_out(engine, env, policy, [Sums()[3]], SAMPLING, samples=2, groups=[6], seed=9, clock=Clock())
     first, second = rollouts
@@ -205,33 +211,176 @@ def test_two_turns_by_hand(policy: Policy) -> None:
         {"role": "user", "content": "3 + 1?"},
         {"role": "assistant", "content": "ab"},
         {"role": "user", "content": "p3: why 2?"},
-        {"role": "assistant", "content": "def"},
+        {"role": "assistant", "content": "gh"},
     ]
-    assert [m["content"] for m in second.messages] == ["3 + 1?", "c", "p3: why 1?", "gh"]
-    assert [r.text for r in rollouts] == ["def", "gh"]
-    assert [r.grade.reward for r in rollouts] == [3.0, 2.0]
-    for i, rollout in enumerate(rollouts):
-        assert [s.completion_ids for s in rollout.segments] == [[*words[i], 2], [*words[2 + i], 2]]
-        assert rollout.segments[0].prompt_ids == policy.render(rollout.messages[:1]).ids
-        assert rollout.segments[1].prompt_ids == policy.render(rollout.messages[:3]).ids
-        assert all(segment.mask == [True] * len(segment.completion_ids) for segment in rollout.segments)
-    assert [len(c) for c in env.conversations] == [2, 2]
+    assert [m["content"] for m in second.messages] == ["3 + 1?", "c", "p3: why 1?", "def"]
+    assert [r.text for r in rollouts] == ["gh", "def"]
+    assert [r.grade.reward for r in rollouts] == [2.0, 3.0]
+    for rollout, own in zip(rollouts, [(0, 3), (1, 2)], strict=True):
+        (segment,) = rollout.segments  # the template appends
+        whole = policy.render(rollout.messages[:3]).ids
+        end = len(segment.prompt_ids) + len(words[own[0]]) + 1  # of the first turn
+        assert segment.prompt_ids == policy.render(rollout.messages[:1]).ids
+        assert segment.prompt_ids + segment.completion_ids == [*whole, *words[own[1]], 2]
+        assert segment.mask == (
+            [True] * (len(words[own[0]]) + 1) + [False] * (len(whole) - end) + [True] * (len(words[own[1]]) + 1)
+        )
+        assert segment.sampler_logp == [-0.5 if written else 0.0 for written in segment.mask]
+        assert segment.generate_seconds is not None
+        assert engine.requests[own[1]].ids == whole
+    assert [len(c) for c in env.conversations] == [1, 1, 1, 1]
     assert [e.messages for e in env.episodes] == [r.messages for r in rollouts]
     batch = collate(rollouts)
-    assert batch.rollout.tolist() == [0, 0, 1, 1]
-    assert batch.group.tolist() == [6] * 4
+    assert batch.rollout.tolist() == [0, 1]
+    assert batch.group.tolist() == [6] * 2
+    assert batch.token_reward is None
     assert len({request.seed for request in engine.requests}) == 4  # a turn's draws are its own
+
+
+def test_ids_stay_as_they_were_sampled(policy: Policy) -> None:
+    """Half a character is no text: tokenised again, it would be other ids. The second turn is asked after the very
+    ones."""
+    half = policy.tokenizer("aé", add_special_tokens=False).input_ids[:-1]
+    assert policy.tokenizer(policy.decode(half), add_special_tokens=False).input_ids != half
+    engine = Scripted(policy, lambda i: [*half, 2])
+    (rollout,) = roll_out(
+        engine, TwoTurns(), policy, [Sums()[3]], SAMPLING, samples=1, groups=[0], seed=9, clock=Clock()
+    )
+    (segment,) = rollout.segments
+    assert segment.completion_ids[: len(half) + 1] == [*half, 2]
+    assert engine.requests[1].ids == (segment.prompt_ids + segment.completion_ids)[: -len(half) - 1]
+    assert policy.tokenizer.decode(engine.requests[1].ids) == policy.render(rollout.messages[:3]).text
+
+
+def test_a_turn_that_a_stop_string_ended_is_closed_by_the_environment(policy: Policy) -> None:
+    """The policy did not write its end token, so it is not trained on it."""
+    word = policy.tokenizer("ab!", add_special_tokens=False).input_ids
+    engine = Scripted(policy, lambda i: word)
+    engine.finish = "stop"
+    (rollout,) = roll_out(
+        engine, TwoTurns(), policy, [Sums()[3]], SAMPLING, samples=1, groups=[0], seed=9, clock=Clock()
+    )
+    (segment,) = rollout.segments
+    place = len(word)
+    assert segment.completion_ids[: place + 1] == [*word, 2]
+    assert segment.mask[: place + 1] == [True] * place + [False]
 
 
 def test_a_truncated_turn_ends_its_episode_alone(policy: Policy) -> None:
     env = TwoTurns()
     engine = Scripted(policy, lambda i: [60, 61] if i == 0 else [62, 2])
     rollouts = roll_out(engine, env, policy, [Sums()[3]], SAMPLING, samples=2, groups=[0], seed=9, clock=Clock())
-    assert [len(r.segments) for r in rollouts] == [1, 2]
+    assert [sum(m["role"] == "assistant" for m in r.messages) for r in rollouts] == [1, 2]
     assert [r.finish for r in rollouts] == ["length", "stop"]
     assert rollouts[0].text == policy.decode([60, 61])
     assert rollouts[0].messages[:2] == [*Sums()[3].prompt, {"role": "assistant", "content": rollouts[0].text}]
     assert [e.finish for e in env.episodes] == ["length", "stop"]
+
+
+@pytest.mark.parametrize(
+    ("sampling", "room", "turns", "lengths"),
+    [
+        (Sampling(max_completion_length=8, max_turns=1), 1 << 20, 1, [8]),
+        (Sampling(max_completion_length=8, max_turns=2), 1 << 20, 2, [8, 8]),
+        (Sampling(max_completion_length=8, max_total_length=10), 1 << 20, 2, [8, 7]),  # 3 tokens are written
+        (Sampling(max_completion_length=3, max_total_length=3), 1 << 20, 1, [3]),
+        (Sampling(max_completion_length=8), -5, 2, [8, 5]),
+        (Sampling(max_completion_length=8), 0, 1, [8]),
+    ],
+    ids=["one turn", "two turns", "tokens cut the turn", "tokens spent", "context cuts the turn", "context spent"],
+)
+def test_budgets_end_episodes(policy: Policy, sampling: Sampling, room: int, turns: int, lengths: list[int]) -> None:
+    """``room`` up to 0: what the engine holds less the second turn's prompt."""
+    engine = Scripted(policy, lambda i: [60, 61, 2])
+    if room <= 0:
+        talk = [*Sums()[3].prompt, {"role": "assistant", "content": policy.decode([60, 61])}]
+        asked = policy.render([*talk, {"role": "user", "content": f"p3: why {len(policy.decode([60, 61]))}?"}])  # type: ignore[list-item]
+        engine.max_length = len(asked.ids) - room
+    ended: list[int] = []
+    (rollout,) = roll_out(
+        engine, TwoTurns(), policy, [Sums()[3]], sampling, samples=1, groups=[0], seed=9, clock=Clock(),
+        on_completion=lambda: ended.append(1),
+    )  # fmt: skip
+    assert [request.sampling.max_completion_length for request in engine.requests] == lengths
+    assert sum(m["role"] == "assistant" for m in rollout.messages) == turns
+    assert rollout.finish == ("stop" if turns == 2 else "length")
+    assert rollout.segments[-1].mask[-1]  # nothing of the environment's hangs on at the end
+    assert ended == [1]
+
+
+def test_budgets_that_make_no_sense_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_turns is 0"):
+        Sampling(max_turns=0)
+    with pytest.raises(ValueError, match="max_total_length is 7; it must be at least"):
+        Sampling(max_completion_length=8, max_total_length=7)
+
+
+def test_a_reply_without_a_message_is_refused(policy: Policy) -> None:
+    class Silent(TwoTurns):
+        def replies(self, states: Sequence[Any], conversations: Sequence[list[Message]]) -> list[list[Message] | None]:
+            return [[]]
+
+    with pytest.raises(ValueError, match="problem p3: the environment's reply has no message"):
+        roll_out(
+            Scripted(policy, lambda i: [60, 2]), Silent(), policy, [Sums()[3]], SAMPLING, samples=1, groups=[0],
+            seed=9, clock=Clock(),
+        )  # fmt: skip
+
+
+def test_turns_earn_on_their_last_token(policy: Policy) -> None:
+    class Pays(TwoTurns):
+        def grade(self, episodes: Sequence[Episode]) -> list[Grade]:
+            return [Grade(2.0, None, turn_rewards=(0.25, 0.5)), Grade(1.0, None)]
+
+    engine = Scripted(policy, lambda i: [60, 61, 2])
+    rollouts = roll_out(engine, Pays(), policy, [Sums()[3]], SAMPLING, samples=2, groups=[0], seed=9, clock=Clock())
+    batch = collate(rollouts)
+    assert batch.token_reward is not None
+    (segment, _) = (s for r in rollouts for s in r.segments)
+    begin, whole = len(segment.prompt_ids), len(segment.prompt_ids) + len(segment.completion_ids)
+    expected = [0.0] * whole
+    expected[begin + 2], expected[whole - 1] = 0.25, 0.5
+    assert batch.token_reward[0].tolist() == expected
+    assert not batch.token_reward[1].any()
+    assert batch.reward.tolist() == [1.25, 1.0]  # and with the turns' 2.0, what estimators compare
+    estimated = GroupRelative(scale_rewards="none")(batch)
+    assert estimated.advantage is not None
+    assert estimated.advantage[:, whole - 1].tolist() == [0.5, -0.5]
+    returned = GAE(gae_lambda=1.0, whiten_advantages=False)(replace(batch, value=torch.zeros_like(batch.sampler_logp)))
+    assert returned.returns is not None
+    assert returned.returns[0][batch.mask[0]].tolist() == [2.0] * 3 + [1.75] * 3
+
+
+def test_rewards_of_other_turns_are_refused(policy: Policy) -> None:
+    class Pays(TwoTurns):
+        def grade(self, episodes: Sequence[Episode]) -> list[Grade]:
+            return [Grade(2.0, None, turn_rewards=(0.25,))]
+
+    with pytest.raises(ValueError, match=r"problem p3: .* has 1 turn_rewards, but the policy had 2"):
+        roll_out(
+            Scripted(policy, lambda i: [60, 2]), Pays(), policy, [Sums()[3]], SAMPLING, samples=1, groups=[0], seed=9,
+            clock=Clock(),
+        )  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", [1, 3, 64])
+def test_turns_through_the_engine_repeat_whoever_else_is_in_the_batch(policy: Policy, rows: int) -> None:
+    """Several turns on the real engine: the log-probabilities that it reports are the trainer's of the same tokens,
+    and neither they nor the tokens depend on how many conversations are written at once."""
+    problems = [Sums()[i] for i in range(4)]
+    engine = TorchEngine(policy, max_tokens_in_flight=20_000, max_rows=rows)
+    sampling = Sampling(max_completion_length=24, stop=tuple("aeioutns"))
+    rollouts = roll_out(
+        engine, TwoTurns(), policy, problems, sampling, samples=3, groups=range(4), seed=1, clock=Clock()
+    )
+    alone = TorchEngine(policy, max_tokens_in_flight=20_000, max_rows=12)
+    again = roll_out(alone, TwoTurns(), policy, problems, sampling, samples=3, groups=range(4), seed=1, clock=Clock())
+    assert tokens(rollouts) == tokens(again)
+    assert sum(not all(s.mask) for r in rollouts for s in r.segments) >= 6  # of two turns
+    batch = collate(rollouts)
+    logp = policy.forward(batch, 1.0).logp
+    assert (logp - batch.sampler_logp).abs().max() < 1e-4
+    assert not logp[~batch.mask].any()
 
 
 # --- seeds and ranks

@@ -53,6 +53,10 @@ class Recorder:
         self.engine = engine
         self.completions: list[Completion] = []
 
+    @property
+    def max_length(self) -> int:
+        return self.engine.max_length
+
     def submit(self, request: Request) -> int:
         return self.engine.submit(request)
 

@@ -88,6 +88,11 @@ class TorchEngine:
         self._decoder.refresh()
         self.version += 1
 
+    @property
+    def max_length(self) -> int:
+        """See ``types.Engine``."""
+        return min(self.policy.context, self.max_tokens_in_flight - BLOCK)
+
     def submit(self, request: Request) -> int:
         """Queue a request; see ``types.Engine``."""
         refuse_impossible(request, self.policy.context)

@@ -115,6 +115,11 @@ class VLLMEngine:
         self.policy = policy
         self.version += 1
 
+    @property
+    def max_length(self) -> int:
+        """See ``types.Engine``."""
+        return int(min(self.policy.context, self._llm.model_config.max_model_len))
+
     def submit(self, request: Request) -> int:
         """Queue a request; see ``types.Engine``."""
         from vllm.inputs import tokens_input

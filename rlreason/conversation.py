@@ -46,7 +46,7 @@ class Conversation:
         ids = begun.prompt_ids + begun.completion_ids
         budget = sampling.max_completion_length
         if sampling.max_total_length is not None:
-            budget = min(budget, sampling.max_total_length - self._written())
+            budget = min(budget, sampling.max_total_length - sum(sum(s.mask) for s in self.segments))
         if self.turns:
             budget = min(budget, max_length - len(ids))
         if budget < 1 or self.turns == sampling.max_turns:
@@ -62,15 +62,7 @@ class Conversation:
     def take(self, policy: Policy, completion: Completion) -> None:
         """The turn that was asked for."""
         assert self._prompt is not None
-        segment, count = self.segments[-1], len(completion.ids)
-        seconds = [s for s in (segment.generate_seconds, completion.seconds) if s is not None]
-        self.segments[-1] = Segment(
-            segment.prompt_ids,
-            segment.completion_ids + completion.ids,
-            segment.sampler_logp + completion.logprobs,
-            segment.mask + [True] * count,
-            sum(seconds) if seconds else None,
-        )
+        self.segments[-1] = _written(self.segments[-1], completion)
         self._last = completion.ids
         self.text = self._prompt.opened + policy.decode(completion.ids)
         self.finish = completion.finish
@@ -100,15 +92,26 @@ class Conversation:
             written = policy.decode(self._last)
             after = appended(policy.tokenizer, self._prompt.text, written, end, prompt.text)
             if after:
-                last, count = self.segments[-1], len(after)
-                return Segment(
-                    last.prompt_ids,
-                    last.completion_ids + after,
-                    last.sampler_logp + [0.0] * count,
-                    last.mask + [False] * count,
-                    last.generate_seconds,
-                )
+                return _answered(self.segments[-1], after)
         return Segment(prompt.ids, [], [], [])
 
-    def _written(self) -> int:
-        return sum(sum(segment.mask) for segment in self.segments)
+
+def _written(segment: Segment, completion: Completion) -> Segment:
+    """With a turn of the policy."""
+    return Segment(
+        segment.prompt_ids,
+        segment.completion_ids + completion.ids,
+        segment.sampler_logp + completion.logprobs,
+        segment.mask + [True] * len(completion.ids),
+        None if completion.seconds is None else completion.seconds + (segment.generate_seconds or 0.0),
+    )
+
+
+def _answered(segment: Segment, ids: list[int]) -> Segment:
+    """With what the environment has the policy go on from."""
+    return replace(
+        segment,
+        completion_ids=segment.completion_ids + ids,
+        sampler_logp=segment.sampler_logp + [0.0] * len(ids),
+        mask=segment.mask + [False] * len(ids),
+    )

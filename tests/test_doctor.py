@@ -28,7 +28,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import rlreason.checks.text
 from envs.base import ListSplit, SingleTurnEnv, check_split
-from rlreason import batch, checkpoint, masters, models, policy, rollout
+from rlreason import batch, checkpoint, conversation, masters, models, policy
 from rlreason.checks import Finding
 from rlreason.checks.machine import checkpoint_bytes
 from rlreason.config import CONF
@@ -395,11 +395,11 @@ def test_temperature_left_out_by_the_trainer(
 
 
 def test_end_tokens_that_are_masked(look: Callable[..., list[Finding]], monkeypatch: pytest.MonkeyPatch) -> None:
-    def cut(prompt_ids: list[int], completion: Completion) -> Segment:
+    def cut(begun: Segment, completion: Completion) -> Segment:
         mask = [token != END for token in completion.ids]
-        return Segment(prompt_ids, completion.ids, completion.logprobs, mask)
+        return Segment(begun.prompt_ids, completion.ids, completion.logprobs, mask)
 
-    monkeypatch.setattr(rollout, "_segment", cut)
+    monkeypatch.setattr(conversation, "_written", cut)
     assert ailing(look()) == {"end in loss": "fail"}
 
 
@@ -421,11 +421,11 @@ def test_a_pad_token_that_is_the_end_token(look: Callable[..., list[Finding]], m
 def test_a_mask_that_takes_in_what_the_policy_did_not_write(
     look: Callable[..., list[Finding]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def greedy(prompt_ids: list[int], completion: Completion) -> Segment:
-        ids = prompt_ids[-3:] + completion.ids
-        return Segment(prompt_ids[:-3], ids, [0.0] * 3 + completion.logprobs, [True] * len(ids))
+    def greedy(begun: Segment, completion: Completion) -> Segment:
+        ids = begun.prompt_ids[-3:] + completion.ids
+        return Segment(begun.prompt_ids[:-3], ids, [0.0] * 3 + completion.logprobs, [True] * len(ids))
 
-    monkeypatch.setattr(rollout, "_segment", greedy)
+    monkeypatch.setattr(conversation, "_written", greedy)
     findings = look()
     assert ailing(findings) == {"masks": "fail"}
     assert "t\\n" in of(findings, "masks").figure  # the end of "assistant\n"

@@ -63,6 +63,7 @@ def test_effects_by_hand() -> None:
     )  # fmt: skip
     whole, half, nothing = effects(frame)
     assert (whole.name, whole.accuracy.mean, whole.difference.mean, whole.moved.mean) == ("unchanged", 0.5, 0, 0)
+    assert -whole.difference.low == whole.difference.high > 0.5  # of two problems, none of which moved
     assert (half.accuracy.mean, half.difference.mean, half.moved.mean) == (0, -0.5, 1)
     assert (nothing.accuracy.mean, nothing.difference.mean, nothing.moved.mean, nothing.moved.n) == (0.5, 0, 1, 2)
     assert area_over_curve(frame, [0.5]) == pytest.approx(0.5 * 1 + 0.5 * 0.5)  # 1 to 1, then 1 to 0

@@ -19,6 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from rlreason.analysis.compare import mean_difference
 from rlreason.analysis.load import read_traces
 from rlreason.analysis.study import from_command_line, origin, to_json
 from rlreason.stats import estimate
@@ -47,7 +48,7 @@ def gained(before: Path, after: Path) -> dict[str, Any]:
     first, second = (
         read_traces(folder, ["group", "correct"]).set_index("group")["correct"] for folder in (before, after)
     )
-    return asdict(estimate((second.astype(float) - first.astype(float)).to_numpy()))
+    return asdict(mean_difference(second.astype(float) - first.astype(float), of_shares=True))
 
 
 def minutes(attempts: list[dict[str, Any]]) -> float:

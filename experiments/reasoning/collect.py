@@ -18,6 +18,7 @@ import matplotlib
 import pandas as pd
 from matplotlib.figure import Figure
 
+from rlreason.analysis.compare import mean_difference
 from rlreason.analysis.load import read_metrics, read_traces
 from rlreason.analysis.study import from_command_line, numbers, origin, to_json
 from rlreason.stats import estimate
@@ -42,7 +43,7 @@ def evaluated(folder: Path) -> dict[str, Any]:
         traces = read_traces(folder / how, ["problem", "correct", "completion_tokens"])
         right[how] = traces["correct"].astype(float).groupby(traces["problem"], sort=False).mean()
         found[how] = asdict(estimate(right[how])) | {"mean_length": float(traces["completion_tokens"].mean())}
-    found["thought_adds"] = asdict(estimate(right["thinking"] - right["in_one_breath"]))
+    found["thought_adds"] = asdict(mean_difference(right["thinking"] - right["in_one_breath"], of_shares=True))
     return found
 
 
@@ -54,7 +55,7 @@ def gained(folder: Path, run: str) -> dict[str, Any]:
             read_traces(folder / "eval" / who / how, ["problem", "correct"]).groupby("problem")["correct"].mean()
             for who in (f"sft-{run.partition('-')[2]}", run)
         )
-        found[how] = asdict(estimate((after - before).astype(float)))
+        found[how] = asdict(mean_difference((after - before).astype(float), of_shares=True))
     return found
 
 

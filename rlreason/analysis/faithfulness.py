@@ -13,6 +13,7 @@ from itertools import pairwise
 
 import pandas as pd
 
+from rlreason.analysis.compare import mean_difference
 from rlreason.stats import Estimate, estimate
 
 
@@ -38,7 +39,7 @@ def effects(rows: pd.DataFrame, *, confidence: float = 0.95) -> list[Effect]:
             Effect(
                 str(name),
                 estimate(right, confidence=confidence),
-                estimate(right - before, confidence=confidence),
+                mean_difference(right - before, of_shares=True, confidence=confidence),
                 estimate((~same).astype(float), confidence=confidence),
             )
         )

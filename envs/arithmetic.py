@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -100,6 +101,11 @@ class Arithmetic(SingleTurnEnv):
         return GeneratedSplit(None, lambda index: self._problem(self._drawn_expression(name, index)))
 
     def grade_text(self, problem: Problem, text: str, finish: Finish) -> Grade:
+        """As a number, which the problem itself is not: copied, ``6 / 3`` would be read as a fraction, and right."""
+        expression, _, _ = problem.meta["solution"].partition(" = ")
+        if "/" in expression and not self.word_problem_steps:
+            copied = r"(?<!\d)" + r"\s*".join(map(re.escape, expression.split())) + r"(?!\d)"
+            text = re.sub(copied, " ", text)
         return grade_number(Answer(problem, text, finish), format=self.format, weights=self.weights)
 
     def gold(self, problem: Problem) -> str:

@@ -21,21 +21,25 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from envs.arithmetic import Arithmetic
-from envs.base import Answer
+from envs.base import Answer, BatchGradedEnv
 from envs.data import sources
 from envs.data.base import SPLITS, Splits, arranged
 from envs.data.chat import Chat
-from envs.data.gsm8k_solutions import Gsm8kSolutions
+from envs.data.golds import Golds
 from envs.data.note_texts import KINDS
 from envs.data.pairs import Columns, Pairs
 from envs.data.sources import Hub, JsonLines
 from envs.data.synthetic import SyntheticComparisons
 from envs.data.traces import AcceptedTraces, LabelledTraces
-from envs.data.worked import WorkedArithmetic, _near, _Step, _steps
+from envs.data.worked import WorkedArithmetic, _near
 from envs.formats import R1
 from envs.gsm8k import Gsm8k
+from envs.jagged import AtOnce, Jagged
+from envs.letters import Letters
 from envs.notes import Notes
+from envs.prefilled import Prefilled
 from envs.prompts import Prompts
+from envs.working import Step, steps
 from rlreason.traces import write_traces
 from rlreason.types import Comparison, Env, Episode, Grade, Message, Problem, Rollout, Segment
 
@@ -62,7 +66,7 @@ def is_true(claim: tuple[str, str, str, str]) -> bool:
 
 def worked(expression: str) -> list[str]:
     """The lines of thought for an expression, without slips and checks."""
-    return [step.line(step.result) for step in _steps(expression)]
+    return [step.line(step.result) for step in steps(expression)]
 
 
 @pytest.mark.parametrize(
@@ -81,7 +85,7 @@ def worked(expression: str) -> list[str]:
         ("84 / 7", ["84 / 7: 70 / 7 = 10, 14 / 7 = 2, 10 + 2 = 12"]),
     ],
 )
-def test_steps(expression: str, lines: list[str]) -> None:
+def teststeps(expression: str, lines: list[str]) -> None:
     assert worked(expression) == lines
 
 
@@ -128,16 +132,16 @@ def test_only_planted_slips_are_false_and_each_is_found() -> None:
 
 
 def test_a_slip_and_a_check_by_hand() -> None:
-    total = _Step(12, "+", 7, [(12, "+", 7, 19)])
+    total = Step(12, "+", 7, [(12, "+", 7, 19)])
     assert total.check(19) == "Let me check: 19 - 7 = 12. Right."
     assert total.check(20) == "Let me check: 20 - 7 = 13, not 12. Wait, that is wrong."
-    difference = _Step(3, "-", 9, [(9, "-", 3, 6), (0, "-", 6, -6)])
+    difference = Step(3, "-", 9, [(9, "-", 3, 6), (0, "-", 6, -6)])
     assert difference.line(-7) == "3 - 9: 9 - 3 = 6, 0 - 6 = -7"
     assert difference.check(-7) == "Let me check: -7 + 9 = 2, not 3. Wait, that is wrong."
-    product = _Step(6, "*", 7, [(6, "*", 7, 42)])
+    product = Step(6, "*", 7, [(6, "*", 7, 42)])
     assert product.check(42) == "Let me check: 7 * 6 = 42. Right."
     assert product.check(52) == "Let me check: 7 * 6 = 42, not 52. Wait, that is wrong."
-    quotient = _Step(8, "/", 2, [(8, "/", 2, 4)])
+    quotient = Step(8, "/", 2, [(8, "/", 2, 4)])
     assert quotient.check(4) == "Let me check: 4 * 2 = 8. Right."
     assert quotient.check(5) == "Let me check: 5 * 2 = 10, not 8. Wait, that is wrong."
 
@@ -192,7 +196,7 @@ def test_worked_refuses_what_makes_no_sense() -> None:
         WorkedArithmetic(ALL, 1, 1).split("test")
 
 
-# GSM8K's solutions
+# Environments' own solutions
 
 
 def test_gsm8k_solutions_by_hand(tmp_path: Path) -> None:
@@ -202,7 +206,7 @@ def test_gsm8k_solutions_by_hand(tmp_path: Path) -> None:
     (tmp_path / "train.jsonl").write_text("\n".join(rows), encoding="utf-8")
     (tmp_path / "test.jsonl").write_text(rows[0], encoding="utf-8")
     env = Gsm8k(source="local", data_dir=str(tmp_path), num_validation=2, format=R1("Use tags."))
-    data = Gsm8kSolutions(env, num_validation=1)
+    data = Golds(env, num_validation=1)
     shown = next(shown for shown in data.split("train") if "\n" in shown.messages[0]["content"])
     number = int(shown.messages[0]["content"].split()[0])
     assert shown.messages == [
@@ -220,8 +224,8 @@ def test_gsm8k_solutions_by_hand(tmp_path: Path) -> None:
 
 def test_gsm8k_solutions_earn_everything(shared_data: Path) -> None:
     env = Gsm8k(source="local", data_dir=str(shared_data / "gsm8k"))
-    data = Gsm8kSolutions(env, num_train=50, num_validation=200)
-    assert len(Gsm8kSolutions(env).split("train")) == 7473 - 200
+    data = Golds(env, num_train=50, num_validation=200)
+    assert len(Golds(env).split("train")) == 7473 - 200
     answers = [
         Answer(env.split("train")[i], shown.messages[-1]["content"], "stop")
         for i, shown in enumerate(data.split("train"))
@@ -232,15 +236,35 @@ def test_gsm8k_solutions_earn_everything(shared_data: Path) -> None:
 def test_generated_problems_are_never_taken_for_gsm8k() -> None:
     env = Gsm8k(source="synthetic", num_validation=10)
     with pytest.raises(ValueError, match=r"num_train is null.*no end"):
-        Gsm8kSolutions(env, num_validation=10)
-    data = Gsm8kSolutions(env, num_validation=10, num_train=30)
+        Golds(env, num_validation=10)
+    data = Golds(env, num_validation=10, num_train=30)
     assert data.name == "gsm8k-synthetic-solutions"
     assert len(data.split("train")) == 30
 
 
 def test_a_worked_example_is_no_demonstration() -> None:
-    with pytest.raises(ValueError, match=r"env\.worked_example=true"):
-        Gsm8kSolutions(Gsm8k(source="synthetic", num_validation=10, worked_example=True), 10, 10)
+    with pytest.raises(ValueError, match=r"turn of the assistant.*env\.worked_example=false"):
+        Golds(Gsm8k(source="synthetic", num_validation=10, worked_example=True), 10, 10)
+
+
+@pytest.mark.parametrize("env", [Letters(), Jagged(), Jagged(working=False), Arithmetic(word_problem_steps=2)])
+def test_golds_of_any_single_turn_environment_earn_everything(env: BatchGradedEnv) -> None:
+    data = Golds(env, num_train=40, num_validation=30)
+    for name, count in (("train", 40), ("validation", 30)):
+        problems = [env.split(name)[i] for i in range(count)]
+        shown = data.split(name)
+        assert [one.source for one in shown] == [problem.id for problem in problems]
+        assert [one.messages[:-1] for one in shown] == [problem.prompt for problem in problems]
+        answers = [Answer(p, one.messages[-1]["content"], "stop") for p, one in zip(problems, shown, strict=True)]
+        assert {grade.reward for grade in env.grade_texts(answers)} == {env.max_reward}
+    assert data.name == f"{env.name}-solutions"
+
+
+def test_golds_need_gold_completions() -> None:
+    with pytest.raises(ValueError, match=r"a Prefilled has no gold completions.*env@data\.env=<name>"):
+        Golds(Prefilled(Letters(), "<think>"), num_train=1)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"letters-solutions: num_train is 1331.*only 1330"):
+        Golds(Letters(), num_train=1331)
 
 
 # Splits
@@ -864,6 +888,7 @@ def test_every_config_makes_a_data_set(tmp_path: Path) -> None:
     cases: dict[str, tuple[list[str], str, tuple[int, int]]] = {
         "worked": ([], "worked", (1000, 100)),
         "gsm8k_solutions": (["env.source=synthetic", "num_train=20"], "gsm8k-synthetic-solutions", (20, 100)),
+        "golds": ([], "letters-solutions", (1000, 100)),
         "chat": ([f"source.train={chats}"], "chat", (9, 1)),
         "pairs": ([f"source.train=[{compared}]"], "pairs", (9, 1)),
         "accepted_traces": ([f"path={run}"], "accepted", (18, 2)),
@@ -908,6 +933,12 @@ def test_configs_of_the_hub(config: str, row: Any, monkeypatch: pytest.MonkeyPat
     assert data.manifest()["sizes"] == {"train": 1, "validation": 1}
     if config == "pairs_hub":
         assert data.split("train")[0].margin == 0.5
+
+
+def test_golds_of_another_environment_are_a_choice_away() -> None:
+    data = instantiate(data_config("data=golds", "env@data.env=jagged", "data.env.working=false", "data.num_train=20"))
+    assert (data.name, data.env) == ("jagged-solutions", Jagged(working=False))
+    assert all(AtOnce().score(shown.messages[-1]["content"]) == 1.0 for shown in data.split("train"))
 
 
 def test_prompts_config(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import random
 import re
 import time
 from collections.abc import Mapping
-from dataclasses import FrozenInstanceError, dataclass
+from dataclasses import FrozenInstanceError, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -439,6 +439,16 @@ def test_what_commutes_is_in_one_split(operations: tuple[str, ...], terms: int, 
     assert count == total
     assert all(len(names) == 1 for names in where.values())
     assert len(where) < total
+
+
+@pytest.mark.parametrize("text", ["6 / 3", "6/3.", "It is 6 / 3", "6  /3", "6 / 3 = "])
+@pytest.mark.parametrize("format", FORMATS, ids=lambda format: type(format).__name__)
+def test_a_copied_division_is_no_answer(text: str, format: Format) -> None:
+    env = Arithmetic(operations=("/",), format=format)
+    problem = replace(env.split("train")[0], answer="2", meta={"solution": "6 / 3 = 2"})
+    assert env.grade_text(problem, format.gold("", text), "stop").correct is False
+    assert env.grade_text(problem, format.gold(text, "2"), "stop").correct is True
+    assert env.grade_text(problem, format.gold(text, "16/8"), "stop").correct is True  # another fraction is worked out
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from rlreason.profiling import StepProfiler
 from rlreason.record import Record
 from rlreason.resume import check_begun, check_same_data
 from rlreason.rollout import Collector
-from rlreason.sampler import UniformSampler, derived_seed
+from rlreason.sampler import Sampler, UniformSampler, derived_seed
 from rlreason.session import Session
 from rlreason.signals import StopSignal
 from rlreason.types import Engine, Env, Sampling
@@ -45,6 +45,7 @@ class Parts:
     algo: Algo
     sampling: Sampling
     env: Env
+    sampler: Sampler
     policy: Policy
     engine: Engine
 
@@ -74,11 +75,12 @@ def assemble(cfg: DictConfig, accelerator: Accelerator) -> Parts:
     if cfg.get("reward") is not None:
         with naming("reward"):
             env = build(cfg, "reward")(env)
+    sampler = _sampler(cfg, env)
     seed_generators(int(cfg.seed))
     policy = _policy(cfg, algo, accelerator)
     with naming("engine"):
         engine: Engine = build(cfg, "engine")(policy)
-    return Parts(algo, sampling, env, policy, engine)
+    return Parts(algo, sampling, env, sampler, policy, engine)
 
 
 def make_learner(cfg: DictConfig, parts: Parts, accelerator: Accelerator) -> Learner:
@@ -108,6 +110,7 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     resumed = resumed_from(cfg, config, cfg.max_steps)
     parts = assemble(cfg, accelerator)
     algo, sampling, env, policy, engine = parts.algo, parts.sampling, parts.env, parts.policy, parts.engine
+    sampler = parts.sampler
     if cfg.resume is not None:
         check_same_data(env.manifest(), Path(cfg.resume))
     learner = make_learner(cfg, parts, accelerator)
@@ -117,11 +120,10 @@ def open_session(cfg: DictConfig, out: Path) -> Iterator[Session]:
     done = checkpoint.step_of(resumed) if resumed else 0
     profiler = _profiler(cfg, out, cfg.max_steps - done)
     if resumed:
-        checkpoint.load(resumed, learner, accelerator)
+        checkpoint.load(resumed, learner, accelerator, sampler)
         engine.sync(policy)
     clock = Clock(accelerator.device)
     best = peak(accelerator.device, policy.model.dtype)
-    sampler = UniformSampler(env.split("train"), seed)
     rank, world = accelerator.process_index, accelerator.num_processes
     collector = Collector(
         engine, env, policy, sampler, sampling, algo.num_prompts, algo.num_generations, algo.max_attempts, seed, clock,
@@ -188,7 +190,7 @@ def check_prompts(env: Env, name: str, policy: Policy, sampling: Sampling, *, sa
     longest = 0
     for problem in problems[:sample]:
         try:
-            length = len(policy.render(problem.prompt).ids)
+            length = len(policy.render(problem.prompt, problem.tools).ids)
         except ValueError as error:  # the chat template refuses it
             raise ConfigError(f"problem {problem.id} of {env.name}/{name}: {error}") from error
         longest = max(longest, length)
@@ -209,6 +211,15 @@ def asked_size(cfg: DictConfig, env: Env) -> int:
     if not sizes:
         raise ConfigError(f"the split {cfg.split!r} of {env.name} is endless: give a limit")
     return min(sizes)
+
+
+def _sampler(cfg: DictConfig, env: Env) -> Sampler:
+    split, seed = env.split("train"), int(cfg.seed)
+    if cfg.get("sampler") is None:  # a run folder made before there was this key lacks it
+        return UniformSampler(split, seed)
+    with naming("sampler"):
+        sampler: Sampler = build(cfg, "sampler")(split, seed)
+    return sampler
 
 
 def _policy(cfg: DictConfig, algo: Algo, accelerator: Accelerator) -> Policy:

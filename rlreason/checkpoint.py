@@ -1,9 +1,10 @@
 """Checkpoints: written under another name and renamed when whole, so a kill at any moment leaves none half-written.
 
 ``checkpoints/step-000123/`` is a model folder that ``from_pretrained`` of any tool loads (float32 weights, tokenizer,
-template); ``training_state/`` in it holds optimiser, critic and random number generators. With LoRA the folder's
-weights are merged ones, and ``adapter/`` holds the adapter, which is what training goes on from. Left out: fsync. A
-killed process loses nothing, since the kernel holds what was written; a power failure may cost the newest checkpoint.
+template); ``training_state/`` in it holds optimiser, critic, random number generators, and the sampler's state if it
+has any. With LoRA the folder's weights are merged ones, and ``adapter/`` holds the adapter, which is what training goes
+on from. Left out: fsync. A killed process loses nothing, since the kernel holds what was written; a power failure may
+cost the newest checkpoint.
 """
 
 from __future__ import annotations
@@ -42,7 +43,23 @@ class Learner(Protocol):
     def load_state_dict(self, state: dict[str, Any], model_weights: dict[str, torch.Tensor]) -> None: ...
 
 
-def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, keep: int, every: int) -> Path:
+class Stateful(Protocol):
+    """Something else that is saved: the sampler of a run."""
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
+def save(
+    out: Path,
+    step: int,
+    learner: Learner,
+    accelerator: Accelerator,
+    sampler: Stateful | None = None,
+    *,
+    keep: int,
+    every: int,
+) -> Path:
     """Write the checkpoint of ``step`` into run folder ``out`` and remove all but the newest ``keep``. An older one
     whose step is no multiple of ``every`` was written for a signal: it goes first, so that a run which was stopped
     ends with the checkpoints of one which was not. Every process must call it."""
@@ -55,6 +72,8 @@ def save(out: Path, step: int, learner: Learner, accelerator: Accelerator, *, ke
         state.mkdir(parents=True)
         learner.policy.save(str(work), learner.masters)
         torch.save(learner.state_dict(), state / "learner.pt")
+        if sampler is not None and (chosen := sampler.state_dict()):
+            torch.save(chosen, state / "sampler.pt")
     accelerator.wait_for_everyone()
     torch.save(_random_state(), state / f"random-{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
@@ -101,8 +120,8 @@ def weights_of(model: str) -> str:
     return model
 
 
-def load(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
-    """Put ``learner``, its policy and this process's random number generators where ``save`` left them."""
+def load(folder: Path, learner: Learner, accelerator: Accelerator, sampler: Stateful | None = None) -> None:
+    """Put ``learner``, its policy, ``sampler`` and this process's random number generators where ``save`` left them."""
     weights = learner.policy.saved_weights(str(folder))
     state = torch.load(folder / "training_state" / "learner.pt", map_location=accelerator.device, weights_only=False)
     learner.load_state_dict(state, weights)
@@ -112,6 +131,11 @@ def load(folder: Path, learner: Learner, accelerator: Accelerator) -> None:
             f"{random_file} is missing: the run had fewer processes; resume with as many as it was started with"
         )
     _set_random_state(torch.load(random_file, weights_only=False))
+    if sampler is not None and sampler.state_dict():
+        sampler_file = folder / "training_state" / "sampler.pt"
+        if not sampler_file.exists():
+            raise FileNotFoundError(f"{sampler_file} is missing: the run would forget which problems were solved")
+        sampler.load_state_dict(torch.load(sampler_file, weights_only=False))
 
 
 def _random_state() -> dict[str, Any]:

@@ -68,6 +68,7 @@ class TrainSchema:
     sampling: Any = MISSING
     logger: Any = MISSING
     console: Any = MISSING
+    sampler: Any = None
     reward: Any = None  # reward=random and other controls
     alarm: Any = None  # alarm=parting
     eval_temperature: float = 0.0
@@ -148,6 +149,19 @@ class ProbeSchema:
     confidence: float = MISSING
     resume: str | None = MISSING
     engine: Any = MISSING
+
+
+@dataclass
+class PlaySchema:
+    """Root keys of ``conf/play.yaml``."""
+
+    seed: int = MISSING
+    split: str = MISSING
+    first: int = MISSING
+    limit: int | None = MISSING
+    show_tokens: bool = MISSING
+    env: Any = MISSING
+    model: Any = None
 
 
 @dataclass
@@ -235,6 +249,7 @@ def register() -> None:
     store.store(name="train_schema", node=TrainSchema)
     store.store(name="evaluate_schema", node=EvaluateSchema)
     store.store(name="probe_schema", node=ProbeSchema)
+    store.store(name="play_schema", node=PlaySchema)
     store.store(name="audit_schema", node=AuditSchema)
     store.store(name="arena_schema", node=ArenaSchema)
     store.store(name="sample_schema", node=SampleSchema)

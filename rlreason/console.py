@@ -236,7 +236,7 @@ class _Printer:
             speed = None if self._tokens is None else (tokens - self._tokens) / seconds
             shown.append(("tokens/s", speed, 8))
         columns = [_Column("step", f"{step}/{self._max_steps}", 0)]
-        columns += [_Column(_visible(head, self._encoding), _number(value), rank) for head, value, rank in shown]
+        columns += [_Column(visible(head, self._encoding), _number(value), rank) for head, value, rank in shown]
         if self._progress is None:
             columns.append(_Column("left", _duration(self._left()), 9))
         while len(columns) > 1 and sum(column.width + 1 for column in columns) - 1 > self._out.width:
@@ -273,7 +273,7 @@ class _Printer:
         self._since_header = _HEADER_EVERY
 
     def _print(self, text: str, style: str = "") -> None:
-        self._out.print(Text(_visible(text, self._encoding), style=style))
+        self._out.print(Text(visible(text, self._encoding), style=style))
 
 
 def _evaluation(metrics: Metrics) -> str:
@@ -294,7 +294,7 @@ def _conversation(messages: Sequence[Message]) -> str:
     return "\n".join(f"[{message['role']}] {message['content']}" for message in messages)
 
 
-def _visible(text: str, encoding: str) -> str:
+def visible(text: str, encoding: str) -> str:
     """``text`` with control characters, but for new lines and tabs, as escapes, and so what ``encoding`` lacks."""
     text = text.replace("\r\n", "\n")
     text = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import hydra
@@ -75,10 +76,12 @@ def evaluate(
 def summarise(rollouts: Sequence[Rollout], *, k: Sequence[int], confidence: float = 0.95) -> dict[str, Estimate]:
     """Metrics by name, each the mean over problems with its interval.
 
-    ``accuracy`` is the share of right samples, ``<part>`` the mean of a reward part, ``mean_length`` in tokens,
-    ``clipped_ratio`` the share cut off by the length limit; for each k of ``k`` up to the number of samples, ``pass@k``
-    and, for the whole number, ``maj@<samples>``. Rollouts that ended in ``error`` are left out, and ``error`` is
-    their share.
+    ``accuracy`` is the share of right samples, ``<part>`` the mean of a reward part over the problems that have it
+    (those of one member of a mixture, say), ``mean_length`` in tokens, ``clipped_ratio`` the share cut off by the
+    length limit; for each k of ``k`` up to the number of samples, ``pass@k`` and, for the whole number,
+    ``maj@<samples>``. Where a part is called ``abstained``, ``coverage`` is the share of samples that answer, and
+    ``risk`` the share of wrong ones among them. Rollouts that ended in ``error`` are left out, and ``error`` is their
+    share.
     """
     groups: dict[int, list[Rollout]] = defaultdict(list)
     for rollout in rollouts:
@@ -108,9 +111,17 @@ def summarise(rollouts: Sequence[Rollout], *, k: Sequence[int], confidence: floa
                 lambda group: majority_vote([r.grade.answer for r in group], [bool(r.grade.correct) for r in group])
             )
     found["reward"] = mean(lambda r: r.grade.reward)
-    for part in graded[0][0].grade.parts:
+    for part in dict.fromkeys(part for group in graded for r in group for part in r.grade.parts):
         if part not in found:  # most environments call a part `accuracy`, which is above already
-            found[part] = mean(lambda r, part=part: r.grade.parts[part])  # type: ignore[misc]
+            having = [[r.grade.parts[part] for r in group if part in r.grade.parts] for group in graded]
+            found[part] = estimate([fmean(values) for values in having if values], confidence=confidence)
+    for part in [part for part in found if part.rpartition("/")[2] == "abstained"]:  # `<member>/abstained` in mixtures
+        of, abstained = part.removesuffix("abstained"), found[part]
+        found[f"{of}coverage"] = Estimate(1 - abstained.mean, 1 - abstained.high, 1 - abstained.low, abstained.n)
+        answered = [r for group in graded for r in group if r.grade.parts.get(part) == 0]
+        if answered:
+            wrong = [float(not r.grade.correct) for r in answered]
+            found[f"{of}risk"] = estimate(wrong, units=[r.group for r in answered], confidence=confidence)
     found["mean_length"] = mean(completion_length)
     found["clipped_ratio"] = mean(lambda r: float(r.finish == "length"))
     if errors:

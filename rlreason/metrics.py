@@ -21,8 +21,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
     """Rewards, lengths and verdicts of all rollouts drawn in a step; empty for none.
 
     ``reward_std`` is the mean over groups of the standard deviation within; ``frac_reward_zero_std`` the share of
-    groups where all rewards are equal. Rollouts that ended in ``error`` have no reward and count in ``status/error``
-    alone.
+    groups where all rewards are equal. A part's mean is over the rollouts that have it. Rollouts that ended in
+    ``error`` have no reward and count in ``status/error`` alone.
     """
     if not rollouts:
         return {}
@@ -36,8 +36,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         metrics["reward"] = fmean(r.grade.reward for r in graded)
         metrics["reward_std"] = fmean(stdev(g) if len(g) > 1 else 0.0 for g in groups.values())
         metrics["frac_reward_zero_std"] = fmean(min(g) == max(g) for g in groups.values())
-        for part in graded[0].grade.parts:
-            values = [r.grade.parts[part] for r in graded]
+        for part in dict.fromkeys(part for r in graded for part in r.grade.parts):
+            values = [r.grade.parts[part] for r in graded if part in r.grade.parts]
             metrics[f"rewards/{part}/mean"] = fmean(values)
             metrics[f"rewards/{part}/std"] = pstdev(values)
     judged = [r.grade.correct for r in graded if r.grade.correct is not None]

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from rlreason.clock import Clock
 from rlreason.conversation import Conversation
 from rlreason.policy import Policy
-from rlreason.sampler import UniformSampler, derived_seed
+from rlreason.sampler import Sampler, derived_seed
 from rlreason.types import Engine, Env, Message, Problem, Rollout, Sampling
 
 ANSWERED = 4
@@ -37,7 +37,7 @@ class Collector:
     engine: Engine
     env: Env
     policy: Policy
-    sampler: UniformSampler
+    sampler: Sampler
     sampling: Sampling
     num_prompts: int
     num_generations: int

@@ -99,6 +99,14 @@ class Session:
     def collate(self, rollouts: Sequence[Rollout]) -> Batch:
         return collate(rollouts, mask_truncated=self.algo.mask_truncated_completions, device=self.accelerator.device)
 
+    def observe(self, collected: Collected) -> dict[str, float]:
+        """The sampler learns what became of the problems, the same on every process; its metrics."""
+        drawn = [*collected.rollouts, *collected.rejected]
+        with self.clock.measure("draw"):
+            everyone = gather_object([replace(rollout, segments=[], messages=[], text="") for rollout in drawn])
+            with naming("sampler"):
+                return self.collector.sampler.observe(everyone)
+
     def end_step(self, step: int, collected: Collected, batch: Batch, metrics: dict[str, float]) -> None:
         """Record a step, evaluate and save when it is time, and leave if a signal asked for it."""
         step_time = time.perf_counter() - self._began
@@ -127,8 +135,9 @@ class Session:
         if last or signal or step % self.save_every == 0:
             with self.clock.measure("checkpoint"):
                 checkpoint.save(
-                    self.out, step, self.learner, self.accelerator, keep=self.keep_checkpoints, every=self.save_every
-                )
+                    self.out, step, self.learner, self.accelerator, self.collector.sampler,
+                    keep=self.keep_checkpoints, every=self.save_every,
+                )  # fmt: skip
         if signal and not last:
             leave(signal, step, self.out, speak=self.record is not None)
 
@@ -206,7 +215,7 @@ class Session:
         flat: dict[str, float] = {}
         for name, value in metrics.items():
             flat[f"eval/{self.env.name}/{name}"] = value.mean
-            if name == "accuracy":
+            if name.rpartition("/")[2] == "accuracy":  # of a member of a mixture, too
                 flat |= {f"eval/{self.env.name}/{name}_low": value.low, f"eval/{self.env.name}/{name}_high": value.high}
         if self.eval_kl:
             flat[f"eval/{self.env.name}/kl"] = fmean(gather_object(distances))

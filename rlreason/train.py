@@ -33,6 +33,7 @@ def train(run: Session) -> float | None:
             metrics = run.learner.update(batch)  # mini-batches, micro-batches, loss, optimiser step
         with run.clock.measure("sync"):
             run.engine.sync(run.policy)  # rollouts always see these weights
+        metrics |= run.observe(collected)  # curricula learn what was solved; part of the saved state
         run.end_step(step, collected, batch, metrics)  # evaluation, metrics.jsonl, traces, console, wandb, checkpoint
     return run.finish()
 

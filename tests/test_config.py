@@ -76,10 +76,16 @@ COMPLETED = {
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
     **{f"{choice}=rlhf": FAKE_SCORER for choice in ("env", "experiment")},
     "env=prompts": ["data@env.data=synthetic"],
+    "sampler=schedule": [
+        "env=letters",
+        "env.tasks=[spell,reverse]",
+        "sampler.family=task",
+        "sampler.weights={spell: [[1, 1], [9, 0]], reverse: [[1, 0], [9, 1]]}",
+    ],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
 EVALUATION_ONLY = ("env=aime", "env=amc", "env=humaneval", "env=math500")
-GROUPS = ("experiment", "algo", "env", "engine", "logger", "profile", "reward", "alarm", "model/lora")
+GROUPS = ("experiment", "algo", "env", "sampler", "engine", "logger", "profile", "reward", "alarm", "model/lora")
 # engine=vllm is test_vllm's, where it is installed
 CHOICES = [f"{group}={name}" for group in GROUPS for name in names(group) if (group, name) != ("engine", "vllm")]
 ELSEWHERE = [name for name in names("experiment") if job_of(name) != "train"]
@@ -106,6 +112,7 @@ def test_every_choice_composes_and_instantiates(choice: str, tmp_path: Path) -> 
     assert isinstance(env, Env)
     split = "test" if choice in EVALUATION_ONLY else "train"
     assert isinstance(env.split(split)[0].prompt[0]["content"], str)
+    assert len(build(cfg, "sampler")(env.split(split), 0).draw(1, 0, 2)) == 2
     assert isinstance(algo, Algo)
     assert isinstance(sampling, Sampling)
     policy = build(cfg, "model")(device="cpu")

@@ -315,3 +315,30 @@ def test_from_the_shell(tmp_path: Path) -> None:
     mean = json.loads((only_folder(tmp_path) / "summary.json").read_text())["eval/arithmetic/mean_length"]["mean"]
     assert math.isfinite(mean)
     assert 1 <= mean <= 8
+
+
+def test_coverage_and_risk_where_the_policy_may_abstain() -> None:
+    """Problem 0: right, abstains; problem 1: wrong, wrong; problem 2: abstains twice. And in a mixture, under the
+    member's name."""
+
+    def given(group: int, correct: bool, abstained: bool, name: str = "abstained") -> Rollout:
+        found = rollout(group, correct)
+        return replace(found, grade=replace(found.grade, parts={name: float(abstained)}))
+
+    outcomes = [
+        (0, True, False),
+        (0, False, True),
+        (1, False, False),
+        (1, False, False),
+        (2, False, True),
+        (2, False, True),
+    ]
+    found = summarise([given(*outcome) for outcome in outcomes], k=[])
+    assert (found["coverage"].mean, found["coverage"].n) == (pytest.approx((1 / 2 + 1 + 0) / 3), 3)
+    assert (found["risk"].mean, found["risk"].n) == (pytest.approx(2 / 3), 2)
+    assert found["coverage"].low == pytest.approx(1 - found["abstained"].high)
+    silent = summarise([given(0, False, True)], k=[])
+    assert silent["coverage"].mean == 0
+    assert "risk" not in silent
+    mixed = summarise([given(0, True, False, "sums/abstained"), rollout(1, False)], k=[])
+    assert (mixed["sums/coverage"].mean, mixed["sums/risk"].mean) == (1, 0)

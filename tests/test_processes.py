@@ -160,16 +160,17 @@ def test_two_processes_update_like_one(found: Found, algorithm: str, share: str)
     assert all(torch.equal(one, other) for one, other in zip(first, second, strict=True))
 
 
+@pytest.mark.parametrize("sampler", ["uniform", "edge"])  # edge: step 2 draws by what both found in step 1
 @pytest.mark.parametrize("prompts", [3, 1])  # 1: the second process never has anything to roll out or to evaluate
-def test_two_processes_train_like_one(tmp_path: Path, prompts: int) -> None:
-    overrides = (*CAPITALS, f"algo.num_prompts={prompts}", f"eval_limit={prompts}", "max_steps=2")
+def test_two_processes_train_like_one(tmp_path: Path, prompts: int, sampler: str) -> None:
+    overrides = (*CAPITALS, f"algo.num_prompts={prompts}", f"eval_limit={prompts}", f"sampler={sampler}", "max_steps=2")
     run(tiny_config(*overrides), tmp_path / "one")
     launch(tmp_path, "-m", "rlreason.train", *TINY, *overrides, "hydra/job_logging=none")
     (two,) = (tmp_path / "runs" / "train").iterdir()
     assert len(list(tmp_path.rglob("metrics.jsonl"))) == 2  # one each
     assert (two / "summary.json").is_file()
     assert sorted(path.name for path in (two / "checkpoints" / "step-000002" / "training_state").iterdir()) == [
-        "learner.pt", "random-0.pt", "random-1.pt",
+        "learner.pt", "random-0.pt", "random-1.pt", *(["sampler.pt"] if sampler == "edge" else []),
     ]  # fmt: skip
 
     def problems(out: Path) -> list[tuple[object, ...]]:

@@ -169,6 +169,7 @@ ALGORITHMS = {
     "ppo": ("algo=ppo", "algo.num_prompts=8", "algo.num_generations=1"),  # with a critic to be saved
     "bfloat16": ("model.dtype=bfloat16",),  # with float32 master weights to be saved
     "attempts": ("algo.max_attempts=3", "algo.num_generations=2"),
+    "edge": ("sampler=edge", "sampler.new=0.1", "algo.max_attempts=3", "algo.num_generations=2"),
 }
 
 
@@ -237,6 +238,24 @@ def test_losing_any_state_would_show(short: Path, crashed: Path, forget: Callabl
     resume(crashed)
     assert timeless(crashed)[:5] == timeless(short)[:5]
     assert timeless(crashed)[5:] != timeless(short)[5:]
+
+
+def test_losing_the_samplers_state_would_show(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same for what a curriculum has learned; and a checkpoint without it is refused."""
+    whole, ours, edge = tmp_path / "whole", tmp_path / "ours", ALGORITHMS["edge"]
+    run(tiny_config(*SHORT, *edge), whole)
+    with monkeypatch.context() as patch:
+        crash_at(patch, 6)
+        with pytest.raises(Crash):
+            run(tiny_config(*SHORT, *edge), ours)
+    older, newer = (ours / "checkpoints" / f"step-00000{step}" / "training_state" / "sampler.pt" for step in (2, 4))
+    newer.unlink()
+    with pytest.raises(FileNotFoundError, match=r"sampler\.pt is missing"):
+        run(tiny_config(*SHORT, *edge, f"resume={ours}"), ours)
+    shutil.copy(older, newer)
+    run(tiny_config(*SHORT, *edge, f"resume={ours}"), ours)
+    assert timeless(ours)[:5] == timeless(whole)[:5]
+    assert texts_of(ours) != texts_of(whole)  # the problems themselves, not only what is said of them
 
 
 def test_metrics_and_traces_are_cut_back_to_the_checkpoint(crashed: Path, monkeypatch: pytest.MonkeyPatch) -> None:

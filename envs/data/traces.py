@@ -194,13 +194,16 @@ class LabelledTraces:
         return sample.scores[self.part]
 
 
-def _samples(path: str) -> tuple[list[_Sample], dict[str, str]]:
-    """The graded samples of training problems, in the order in which they were drawn, and the SHA-256 of each file."""
+def read_rows(path: str, columns: Sequence[str]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
+    """The rows of the traces in ``path`` (a run folder, or one file of its traces), in the order in which they were
+    written, each after the name of its file; and the SHA-256 of each file. Raises FileNotFoundError without traces,
+    and ValueError if they are of another schema."""
     place = Path(path)
     files = [place] if place.is_file() else sorted((place / "traces").glob("*.parquet"))
     if not files:
         raise FileNotFoundError(f"no traces in {path}; give a run folder that has traces/, or a .parquet file")
-    samples, hashes = [], {}
+    rows: list[tuple[str, dict[str, Any]]] = []
+    hashes = {}
     for file in files:
         with file.open("rb") as content:
             hashes[str(file)] = hashlib.file_digest(content, "sha256").hexdigest()
@@ -208,12 +211,18 @@ def _samples(path: str) -> tuple[list[_Sample], dict[str, str]]:
             version = (parquet.schema_arrow.metadata or {}).get(b"rlreason.schema", b"none").decode()
             if version not in _SCHEMAS:
                 raise ValueError(f"{file}: schema version {version} of the traces, but this reads versions {_SCHEMAS}")
-            rows = parquet.read(columns=[*_COLUMNS]).to_pylist()
-        samples += [
-            _sample(f"{file}, problem {row['problem']}, group {row['group']}, sample {row['sample']}", row)
-            for row in rows
-            if row["split"] == "train" and row["segment"] == 0 and row["status"] != "error"
-        ]
+            rows += [(str(file), row) for row in parquet.read(columns=[*columns]).to_pylist()]
+    return rows, hashes
+
+
+def _samples(path: str) -> tuple[list[_Sample], dict[str, str]]:
+    """The graded samples of training problems, in the order in which they were drawn, and the SHA-256 of each file."""
+    rows, hashes = read_rows(path, _COLUMNS)
+    samples = [
+        _sample(f"{file}, problem {row['problem']}, group {row['group']}, sample {row['sample']}", row)
+        for file, row in rows
+        if row["split"] == "train" and row["segment"] == 0 and row["status"] != "error"
+    ]
     return samples, hashes
 
 

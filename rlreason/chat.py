@@ -5,11 +5,18 @@ own text, tokenised by itself, and the end token. So nothing depends on a templa
 few templates have. Where the template appends and the ids allow it, all turns of a conversation share one row; where
 it rewrites history (strips earlier thoughts, say), or the joint text would be tokenised otherwise, a new row starts.
 
-Left out: packing several conversations into one row; a batch runs without its padding anyway (``packing.py``).
+Tools, and messages of role ``tool``, which hold their results, are the template's to write where it takes them. Where
+it doesn't, both become text of the user's, and calls are shown in plain tags: ``<calculator>1 + 2</calculator>``.
+
+Left out: packing several conversations into one row; a batch runs without its padding anyway (``packing.py``). Calls as
+structured messages (``tool_calls``), which some templates want before a ``tool`` message (Mistral's): a turn stays the
+text that the policy wrote, and such templates get the tags.
 """
 
 from __future__ import annotations
 
+import itertools
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,10 +26,20 @@ from rlreason.types import Message, Segment
 
 Tools = Sequence[Mapping[str, Any]]
 
+TOOLS_IN_TAGS = "You can use tools: write a call, end your turn, and read the result in <tool_response>."
+"""What stands before the list of tools where the template has no words for them. Short, for small models."""
+
 
 def render(tokenizer: Any, messages: Sequence[Message], *, generate: bool, tools: Tools = ()) -> str:
     """The text of a conversation, up to where the assistant speaks if ``generate``, else up to its end. Raises
     ValueError for one that the template refuses, as Gemma's does a system message."""
+    used = bool(tools) or any(message["role"] == "tool" for message in messages)
+    if used and not takes_tools(tokenizer):
+        messages, tools = _in_plain_tags(messages, tools), ()
+    return _rendered(tokenizer, messages, tools, generate)
+
+
+def _rendered(tokenizer: Any, messages: Sequence[Message], tools: Tools, generate: bool) -> str:
     try:
         text: str = tokenizer.apply_chat_template(
             list(messages), tools=list(tools) or None, tokenize=False, add_generation_prompt=generate
@@ -30,6 +47,63 @@ def render(tokenizer: Any, messages: Sequence[Message], *, generate: bool, tools
     except TemplateError as error:
         raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
     return text
+
+
+_PROBE: Tools = (
+    {
+        "type": "function",
+        "function": {
+            "name": "probed",
+            "description": "Probes.",
+            "parameters": {"type": "object", "properties": {"text": {"type": "string"}}, "required": ["text"]},
+        },
+    },
+)
+
+
+def takes_tools(tokenizer: Any) -> bool:
+    """Whether the chat template writes what tools there are and, after a turn of plain text, what they answered."""
+    called: list[Message] = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "asks"},
+        {"role": "tool", "content": "answers"},
+    ]
+    try:
+        text = _rendered(tokenizer, called, _PROBE, generate=True)
+    except ValueError:
+        return False
+    return all(word in text for word in ("probed", "asks", "answers"))
+
+
+def _in_plain_tags(messages: Sequence[Message], tools: Tools) -> list[Message]:
+    """A conversation without tools: what they are at the head of the first user's message, since not every template
+    knows a system message; results in ``<tool_response>``, neighbours in one message, as users speak once at a time."""
+    said: list[Message] = []
+    for results, run in itertools.groupby(messages, key=lambda message: message["role"] == "tool"):
+        if results:
+            blocks = [f"<tool_response>\n{message['content']}\n</tool_response>" for message in run]
+            said.append({"role": "user", "content": "\n".join(blocks)})
+        else:
+            said.extend(run)
+    if tools:
+        place = next((i for i, message in enumerate(said) if message["role"] == "user"), None)
+        if place is None:
+            raise ValueError("the conversation has no user's message, in which the tools could be described")
+        described = "\n".join([TOOLS_IN_TAGS, *map(_in_tags, tools)])
+        said[place] = {"role": "user", "content": f"{described}\n\n{said[place]['content']}"}
+    return said
+
+
+def _in_tags(tool: Mapping[str, Any]) -> str:
+    """A function and how it is called, on one line: with the text itself if it takes one string, else with JSON."""
+    function = tool["function"]
+    properties = function.get("parameters", {}).get("properties", {})
+    about = {name: own.get("description") or own.get("type", "") for name, own in properties.items()}
+    inside = json.dumps(about)
+    if len(properties) == 1:
+        ((name, own),) = properties.items()
+        inside = name if own.get("type") == "string" else inside
+    return f"<{function['name']}>{inside}</{function['name']}>: {function['description']}"
 
 
 def encode(tokenizer: Any, text: str) -> list[int]:

@@ -27,6 +27,7 @@ import rich.console
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from rlreason.metrics import completion_length
 from rlreason.types import Message, Rollout
 
 Metrics = Mapping[str, float | None]
@@ -257,7 +258,7 @@ class _Printer:
         completion = rollout.text if len(said) <= 1 else _conversation(said)
         verdict = {True: "correct", False: "wrong", None: "no verdict"}[grade.correct]
         parts = ", ".join(f"{name} {_number(value)}" for name, value in grade.parts.items())
-        tokens = sum(len(segment.completion_ids) for segment in rollout.segments)
+        tokens = completion_length(rollout)
         facts = [
             f"reward {_number(grade.reward)}" + (f" ({parts})" if parts else ""),
             verdict if grade.status == "ok" else f"{verdict}, {grade.status}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from rlreason import models
-from rlreason.chat import demonstrated, prompted
+from rlreason.chat import TOOLS_IN_TAGS, demonstrated, prompted, render, takes_tools
 from rlreason.clock import Clock
 from rlreason.models import CHATML_TEMPLATE, PLAIN_TEMPLATE
 from rlreason.policy import Policy
@@ -44,6 +45,23 @@ OTHER_END = (
     "{{ bos_token }}{% for message in messages %}{{ message['content'] }}{% if message['role'] == 'assistant' %}"
     "<|endoftext|>{% else %}|{% endif %}{% endfor %}"
 )
+HERMES = (
+    "{% if tools %}{{ '<|im_start|>system\nTools:' }}{% for tool in tools %}{{ '\n' + (tool | tojson) }}{% endfor %}"
+    "{{ '\nCall: <tool_call>{...}</tool_call><|im_end|>\n' }}{% endif %}"
+    "{% for message in messages %}{% if message['role'] == 'tool' %}"
+    "{{ '<|im_start|>user\n<tool_response>' + message['content'] + '</tool_response><|im_end|>\n' }}{% else %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""A template that takes tools, in the manner of Hermes and Qwen."""
+
+WANTS_IDS = HERMES.replace(
+    "{% if message['role'] == 'tool' %}",
+    "{% if message['role'] == 'tool' and message.tool_call_id is undefined %}{{ raise_exception('no id') }}"
+    "{% elif message['role'] == 'tool' %}",
+)
+"""As Mistral's: it takes tools, but results only with the id of a structured call."""
+
 TRIMS = CHATML_TEMPLATE.replace("message['content']", "message['content'] | trim")
 TWO_ENDS = CHATML_TEMPLATE.replace("'<|im_end|>\n'", "'<|endoftext|><|im_end|>\n'")
 
@@ -327,6 +345,122 @@ def test_rows_are_what_a_rollout_would_have_made(
         own = [[*ids, end] for ids in (policy.tokenizer(t, add_special_tokens=False).input_ids for t in turns)]
         runs = itertools.groupby(zip(segment.completion_ids, segment.mask, strict=True), key=lambda token: token[1])
         assert [[token for token, _ in run] for written, run in runs if written] == own
+
+
+# Tools
+
+
+def function(name: str, **kinds: str) -> dict[str, Any]:
+    properties = {argument: {"type": kind} for argument, kind in kinds.items()}
+    parameters = {"type": "object", "properties": properties, "required": [*kinds]}
+    return {"type": "function", "function": {"name": name, "description": f"{name}s.", "parameters": parameters}}
+
+
+CALCULATE = function("calc", expression="string")
+CALLED: list[Message] = [
+    {"role": "user", "content": "1 + 2?"},
+    {"role": "assistant", "content": "<calc>1 + 2</calc>"},
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "It is 3."},
+]
+
+
+def shipped(name: str) -> str:
+    """A chat template as it came with a model, out of TRL's package."""
+    spec = importlib.util.find_spec("trl")
+    assert spec is not None
+    assert spec.origin is not None
+    return (Path(spec.origin).parent / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("template", "takes"),
+    [
+        (HERMES, True),
+        (shipped("qwen2_5"), True),
+        (shipped("qwen3"), True),
+        (shipped("llama3_2"), True),
+        (CHATML_TEMPLATE, False),
+        (PLAIN_TEMPLATE, False),
+        (WANTS_IDS, False),
+        (shipped("gemma"), False),
+        (shipped("deepseek_r1_distill"), False),  # it knows results, but no list of tools
+    ],
+    ids=["hermes", "qwen2.5", "qwen3", "llama3.2", "chatml", "plain", "wants ids", "gemma", "r1 distill"],
+)
+def test_which_templates_take_tools(template: str, takes: bool) -> None:
+    tokenizer = tokenizer_with(template)
+    assert takes_tools(tokenizer) is takes
+    text = render(tokenizer, CALLED[:3], generate=True, tools=[CALCULATE])
+    assert (TOOLS_IN_TAGS in text) is not takes
+    assert "calcs." in text
+    before = render(tokenizer, CALLED[:1], generate=True, tools=[CALCULATE]).removesuffix("<think>\n")
+    assert text.startswith(before)
+    assert text[len(before) :].lstrip().startswith("<calc>1 + 2</calc>")
+
+
+def test_a_template_writes_tools_where_it_takes_them() -> None:
+    tokenizer = tokenizer_with(HERMES)
+    (row,) = demonstrated(tokenizer, ENDS, CALLED, tools=[CALCULATE])
+    schema = (
+        '{"type": "function", "function": {"name": "calc", "description": "calcs.", "parameters": {"type": "object", '
+        '"properties": {"expression": {"type": "string"}}, "required": ["expression"]}}}'
+    )
+    assert pieces(tokenizer, row) == [
+        (
+            f"<|im_start|>system\nTools:\n{schema}\nCall: <tool_call>{{...}}</tool_call><|im_end|>\n"
+            "<|im_start|>user\n1 + 2?<|im_end|>\n<|im_start|>assistant\n",
+            False,
+        ),
+        ("<calc>1 + 2</calc><|im_end|>", True),
+        ("\n<|im_start|>user\n<tool_response>3</tool_response><|im_end|>\n<|im_start|>assistant\n", False),
+        ("It is 3.<|im_end|>", True),
+    ]
+
+
+@pytest.mark.parametrize("template", [CHATML_TEMPLATE, WANTS_IDS], ids=["no tools", "wants ids"])
+def test_elsewhere_tools_are_told_in_plain_tags(template: str) -> None:
+    tokenizer = tokenizer_with(template)
+    messages: list[Message] = [{"role": "system", "content": "Be brief."}, *CALLED]
+    messages.insert(4, {"role": "tool", "content": "4"})  # to a second call in the same turn
+    before = [*messages]
+    (row,) = demonstrated(tokenizer, ENDS, messages, tools=[CALCULATE, function("look", word="string", top="integer")])
+    assert pieces(tokenizer, row) == [
+        (
+            "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n"
+            f"{TOOLS_IN_TAGS}\n<calc>expression</calc>: calcs.\n"
+            '<look>{"word": "string", "top": "integer"}</look>: looks.\n\n'
+            "1 + 2?<|im_end|>\n<|im_start|>assistant\n",
+            False,
+        ),
+        ("<calc>1 + 2</calc><|im_end|>", True),
+        (
+            "\n<|im_start|>user\n<tool_response>\n3\n</tool_response>\n<tool_response>\n4\n</tool_response><|im_end|>\n"
+            "<|im_start|>assistant\n",
+            False,
+        ),
+        ("It is 3.<|im_end|>", True),
+    ]
+    assert messages == before
+
+
+def test_results_are_rendered_without_a_list_of_tools_too() -> None:
+    text = render(tokenizer_with(), CALLED[:3], generate=True)
+    assert text.count("tool_response") == 2
+    assert TOOLS_IN_TAGS not in text
+
+
+def test_a_conversation_without_tools_is_left_as_it_is() -> None:
+    for template in (HERMES, CHATML_TEMPLATE):
+        tokenizer = tokenizer_with(template)
+        messages = talk("hi", "yes", "why?")
+        plain = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert render(tokenizer, messages, generate=True) == plain
+
+
+def test_tools_need_a_users_message_to_stand_in() -> None:
+    with pytest.raises(ValueError, match="no user's message"):
+        render(tokenizer_with(), [{"role": "system", "content": "S"}], generate=True, tools=[CALCULATE])
 
 
 # Against TRL

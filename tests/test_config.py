@@ -65,6 +65,7 @@ COMPLETED = {
     "experiment=gsm8k": ["env.source=synthetic"],
     "experiment=gsm8k_qwen": ["env.source=synthetic"],
     "experiment=math_qwen": MATH,
+    "experiment=tools_gsm8k": ["env.env.source=synthetic"],
     "env=math": MATH,
     **{f"env={name}": MATH for name in ("aime", "amc", "math500")},
     "env=code": CODE,

@@ -106,6 +106,15 @@ def test_odd_input_and_output(sandbox: Sandbox, program: str, given: str, expect
     assert only(sandbox, Stdio(program, ((given, expected),))).status == "ok"
 
 
+def test_what_was_printed_last_is_kept(strict: Sandbox) -> None:
+    outcome = only(strict, Stdio("print('é' + input())\n1 / 0", (("1", "x"), ("2", "x"))))
+    assert (outcome.status, outcome.output) == ("runtime_error", "é2\n")
+    flood = only(strict, Stdio("print('x' * 10**6)", (("", ""),)))
+    assert flood.status == "output_limit"
+    assert 0 < len(flood.output) < 10**6
+    assert only(strict, calls("def f():\n    print('x')", "assert f() is None")).output == ""
+
+
 def test_the_same_program_does_the_same_again(sandbox: Sandbox) -> None:
     program = "import random\nprint(random.random(), hash('a'), sorted(map(hash, 'abc')))\nassert False"
     details = {only(sandbox, Stdio(program, (("", str(i)),))).detail for i in range(4)}

@@ -116,7 +116,8 @@ class Outcome:
 
     ``detail`` is one line for people, at most 300 characters: which test failed and how. It may quote the tests and the
     program, so it is for traces, not for the policy. ``cpu_seconds`` is the program's own CPU time; ``wall_seconds``
-    how long the verdict took, the sandbox's part included.
+    how long the verdict took, the sandbox's part included. ``output`` is what the program wrote to stdout in the last
+    case of ``Stdio`` that was run, up to the limit.
     """
 
     status: Status
@@ -125,3 +126,4 @@ class Outcome:
     detail: str
     cpu_seconds: float
     wall_seconds: float
+    output: str = ""

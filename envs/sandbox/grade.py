@@ -96,7 +96,7 @@ class Worker:
     def _stdio(self, check: Stdio) -> Outcome:
         cpu, wall, passed = 0.0, 0.0, 0
         status: Status = "ok"
-        detail = ""
+        detail, output = "", b""
         output_bytes = self._limits.output_kb << 10
         for number, (given, expected) in enumerate(check.cases, start=1):
             files = _files({"source": check.program}, given.encode(errors="replace"), None, None)
@@ -117,7 +117,8 @@ class Worker:
                 status, detail = verdict[0], f"case {number}: {verdict[1]}"
             if verdict[0] == "timeout":  # there is no time left for the other cases
                 break
-        return Outcome(status, passed, len(check.cases), detail, cpu, wall)
+        said = output[:output_bytes].decode("utf-8", "replace")
+        return Outcome(status, passed, len(check.cases), detail, cpu, wall, said)
 
     def _calls(self, check: Calls) -> Outcome:
         limits, total = self._limits, len(check.tests)

@@ -36,7 +36,8 @@ SURPRISE = 4.0
 def determinism(parts: Parts, seed: int) -> Verdict:
     """Whether the same seeds give the same completions twice."""
     short = replace(parts.sampling, max_completion_length=min(32, parts.sampling.max_completion_length))
-    ids = parts.policy.render(first_problems(parts, seed)[0].prompt).ids
+    problem = first_problems(parts, seed)[0]
+    ids = parts.policy.render(problem.prompt, problem.tools).ids
     requests = [Request(ids, short, derived_seed(seed, "doctor", i)) for i in range(4)]
     begin = time.perf_counter()
     once = generate(parts.engine, requests)

@@ -22,8 +22,8 @@ def template(policy: Policy, problems: Sequence[Problem]) -> Verdict:
     """Whether prompts survive the tokenizer, and end where the assistant's turn begins."""
     tokenizer = policy.tokenizer
     for problem in problems:
-        text, _ = prompted(tokenizer, problem.prompt)
-        back = _decoded(tokenizer, policy.render(problem.prompt).ids)
+        text, _ = prompted(tokenizer, problem.prompt, problem.tools)
+        back = _decoded(tokenizer, policy.render(problem.prompt, problem.tools).ids)
         if "".join(back.split()) != "".join(_without_begin(tokenizer, text).split()):
             return failed(
                 f"problem {problem.id} comes back from its tokens as {_end(back, 60)!r}",
@@ -49,7 +49,7 @@ def begin_token(policy: Policy, problems: Sequence[Problem]) -> Verdict:
     name = tokenizer.bos_token
     wanted = tokenizer("x").input_ids[:1] == [bos]
     for problem in problems:
-        ids = policy.render(problem.prompt).ids
+        ids = policy.render(problem.prompt, problem.tools).ids
         if ids[:2] == [bos, bos]:
             return failed(
                 f"problem {problem.id} begins with {name} twice",
@@ -66,8 +66,8 @@ def begin_token(policy: Policy, problems: Sequence[Problem]) -> Verdict:
 
 def opened_thought(policy: Policy, problems: Sequence[Problem]) -> Verdict:
     """Whether a thought that the template opens is part of the text that gets graded."""
-    text, _ = prompted(policy.tokenizer, problems[0].prompt)
-    graded = policy.render(problems[0].prompt).opened
+    text, _ = prompted(policy.tokenizer, problems[0].prompt, problems[0].tools)
+    graded = policy.render(problems[0].prompt, problems[0].tools).opened
     found = _OPENED.search(text)
     if found is None:
         return passed("the template opens none")

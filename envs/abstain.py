@@ -21,7 +21,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, astuple, dataclass, field, replace
 from typing import Any
 
-from envs.base import SPLITS, Answer, BatchGradedEnv, GeneratedSplit
+from envs.base import Answer, BatchGradedEnv, GeneratedSplit, splits_of
 from envs.formats import R1, Boxed, Hash, Plain
 from envs.known import Tally, tallies
 from rlreason.types import Grade, Message, Problem, Split
@@ -145,11 +145,7 @@ class Abstain(BatchGradedEnv):
                 f"abstain: of the {len(counted)} questions in {', '.join(self.probe)} none was asked {self.min_asked} "
                 "times; probe with a larger num_samples, or lower env.min_asked"
             )
-        for name in SPLITS:
-            try:
-                problems = self.env.split(name)
-            except ValueError:  # an environment for evaluation, which has no train
-                continue
+        for problems in splits_of(self.env).values():
             if self.unprobed == "left_out" and problems.size is None:
                 raise ValueError(
                     f"abstain: {self.env.name} has no end, so unprobed questions can't be left out of it; set "

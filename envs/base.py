@@ -9,15 +9,20 @@ import hashlib
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from rlreason.types import Episode, Finish, Grade, Message, Problem, Split
+from rlreason.types import Env, Episode, Finish, Grade, Message, Problem, Split
 
 SPLITS = ("train", "validation", "test")
 
 VALIDATED = 64
 """How many problems of each split ``validate`` looks at, at most."""
+
+
+class NoSplitError(ValueError):
+    """An environment has no such split: one for evaluation has no train."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,8 @@ class BatchGradedEnv(ABC):
 
     @abstractmethod
     def split(self, name: str) -> Split:
-        """The problems of ``train``, ``validation`` or ``test``; ValueError for another name (see ``check_split``)."""
+        """The problems of ``train``, ``validation`` or ``test``; ValueError for another name (see ``check_split``), and
+        NoSplitError for one of these that the environment doesn't have."""
 
     @abstractmethod
     def grade_texts(self, answers: Sequence[Answer]) -> list[Grade]:
@@ -113,8 +119,8 @@ class BatchGradedEnv(ABC):
         and an empty text, must be incorrect. Problems whose answer is not known (None) are left out.
         Raises ValueError naming the problem, the text and its grade.
         """
-        for name in SPLITS:
-            problems = [problem for problem in _sample(self.split(name)) if problem.answer is not None]
+        for name, split in splits_of(self).items():
+            problems = [problem for problem in _sample(split) if problem.answer is not None]
             if len({str(problem.answer) for problem in problems}) < 2:
                 raise ValueError(f"{self.name}: the {name} split has no two problems with different answers to check")
             gold, corrupted = [], []
@@ -159,6 +165,15 @@ def split_of(key: str) -> str:
     """
     share = int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
     return "train" if share < 0.6 else "validation" if share < 0.8 else "test"
+
+
+def splits_of(env: Env) -> dict[str, Split]:
+    """The splits that ``env`` has, by name."""
+    found = {}
+    for name in SPLITS:
+        with suppress(NoSplitError):
+            found[name] = env.split(name)
+    return found
 
 
 def check_split(name: str) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, Answer, BatchGradedEnv, ListSplit, check_split, make_prompt
+from envs.base import SPLITS, Answer, BatchGradedEnv, ListSplit, NoSplitError, check_split, make_prompt
 from envs.formats import checked_weights
 from envs.rows import hold_out, hub_tables
 from envs.sandbox import Outcome, Sandbox
@@ -100,7 +100,7 @@ class Code(BatchGradedEnv):
     def split(self, name: str) -> Split:
         check_split(name)
         if name not in self._found:
-            raise ValueError(
+            raise NoSplitError(
                 f"{self.name} is for evaluation and has no {name} split: evaluate with split=test, or train on other "
                 "data, such as env=code"
             )

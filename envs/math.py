@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from envs.base import SPLITS, Answer, BatchGradedEnv, ListSplit, check_split, make_prompt
+from envs.base import SPLITS, Answer, BatchGradedEnv, ListSplit, NoSplitError, check_split, make_prompt
 from envs.formats import Boxed, Format, best_reward, checked_weights, grade_answers
 from envs.jsonl import malformed
 from envs.rows import hold_out, hub_tables, local_rows
@@ -91,7 +91,7 @@ class Math(BatchGradedEnv):
     def split(self, name: str) -> Split:
         check_split(name)
         if name not in self._problems:
-            raise ValueError(
+            raise NoSplitError(
                 f"{self.name} is for evaluation and has no {name} split: evaluate with split=test, or train on other "
                 "data, such as env=math"
             )

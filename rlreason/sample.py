@@ -190,15 +190,17 @@ def read_samples(run: Path) -> list[Sample]:
     """What selection reads of the traces of a run of this module, in their order."""
     columns = (
         "problem", "step", "group", "sample", "segment", "prompt", "messages", "reward", "correct", "status", "finish",
+        "tools",
     )  # fmt: skip
     frame = read_traces(run, columns)
     samples = []
     for row in frame[frame["segment"] == 0].astype(object).where(frame.notna(), None).to_dict("records"):
         prompt: list[Message] = json.loads(row.pop("prompt"))
         messages: list[Message] = json.loads(row.pop("messages"))
+        tools = tuple(json.loads(row.pop("tools") or "[]"))
         del row["segment"]
         prompt, reply = parted(prompt, messages)
-        samples.append(Sample(**row, prompt=prompt, reply=reply))
+        samples.append(Sample(**row, prompt=prompt, reply=reply, tools=tools))
     return samples
 
 
@@ -281,7 +283,7 @@ def _selection_metrics(selection: Selection, rollouts: Sequence[Rollout], step: 
     samples = [
         Sample(
             r.problem.id, step, r.group, place, *parted(r.problem.prompt, r.messages), r.grade.reward, r.grade.correct,
-            r.grade.status, r.finish,
+            r.grade.status, r.finish, r.problem.tools,
         )
         for place, r in enumerate(rollouts)
     ]  # fmt: skip
@@ -294,6 +296,7 @@ def _row(kept: Kept, prompt: list[Message], about: dict[str, Any]) -> dict[str, 
     own = {key: getattr(sample, key) for key in ("problem", "step", "group", "sample", "reward", "correct")}
     return {
         "messages": [*prompt, *sample.reply],
+        **({"tools": list(sample.tools)} if sample.tools else {}),
         "provenance": {**about, **own, "pass_rate": kept.pass_rate},
     }
 

@@ -15,8 +15,9 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from rlreason.sampler import derived_seed
 from rlreason.types import Finish, Message, Status
@@ -26,8 +27,8 @@ BALANCES = ("none", "difficulty")
 
 @dataclass(frozen=True)
 class Sample:
-    """A graded sample as the traces hold it; ``reply`` are the messages after ``prompt``, and ``reward`` is None if it
-    was not finite."""
+    """A graded sample as the traces hold it; ``reply`` are the messages after ``prompt``, ``reward`` is None if it was
+    not finite, and ``tools`` are the problem's."""
 
     problem: str
     step: int
@@ -39,6 +40,7 @@ class Sample:
     correct: bool | None
     status: Status
     finish: Finish
+    tools: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ A file a step, ``traces/step-000123.parquet``, and a file an evaluation, ``trace
 they can be read while the run goes on: by ``rlreason.analysis.load``, or by anything that reads Parquet, such as
 DuckDB's ``SELECT avg(reward) FROM 'run/traces/step-*.parquet' GROUP BY step``.
 
-Columns (schema version 2, in the Parquet metadata as ``rlreason.schema``), a row for each segment of each rollout;
+Columns (schema version 3, in the Parquet metadata as ``rlreason.schema``), a row for each segment of each rollout;
 columns of the rollout repeat in its segments, so keep ``segment == 0`` to count rollouts:
 
 ================== ============== =======================================================================
@@ -18,6 +18,7 @@ segment            int64          index within the rollout
 prompt             string, JSON   messages that pose the problem
 text               string         the policy's last raw text
 messages           string, JSON   the whole conversation
+tools              string, JSON   functions that the policy could call; null if there were none
 finish             string         ``stop`` or ``length``
 reward             float64        null if not finite
 correct            bool           null without a notion of correctness
@@ -25,6 +26,7 @@ status             string         ``ok``, ``unparseable``, ``timeout`` or ``erro
 answer             string         what was extracted from the text, null if nothing was
 gold               string         ``str`` of the problem's answer, null if it has none
 parts              string, JSON   the reward's components
+turn_rewards       list<float64>  what each turn of the policy earned of the reward; null: all of it at the end
 meta               string, JSON   what the environment says about the problem
 advantage          float64        of the rollout, the mean over its tokens; null in evaluation
 grade_seconds      float64        that the call took which graded it, and others of the same batch
@@ -44,7 +46,7 @@ token_advantage    list<float32>
 The last four are as long as ``completion_ids``, and null where nobody computed them: in evaluations; ``policy_logp``
 and ``entropy`` of rows that an update had no use for, such as those of a group whose rewards are all equal;
 ``ref_logp`` without a term or shaping that needs a reference, until ``python -m rlreason.annotate`` fills it in.
-Version 1 ended with ``mask`` and had no seconds.
+Version 2 had no ``tools`` and ``turn_rewards``; version 1 ended with ``mask``, and had no seconds either.
 
 Left out: a background writer (a step's traces take milliseconds).
 """
@@ -67,8 +69,8 @@ from rlreason.types import Batch, Outputs, Rollout, Segment
 
 SplitName = Literal["train", "validation", "test"]
 
-SCHEMA_VERSION = "2"
-READABLE = ("1", SCHEMA_VERSION)
+SCHEMA_VERSION = "3"
+READABLE = ("1", "2", SCHEMA_VERSION)
 SCHEMA = pa.schema(
     [
         ("step", pa.int64()),
@@ -81,6 +83,7 @@ SCHEMA = pa.schema(
         ("prompt", pa.string()),
         ("text", pa.string()),
         ("messages", pa.string()),
+        ("tools", pa.string()),
         ("finish", pa.string()),
         ("reward", pa.float64()),
         ("correct", pa.bool_()),
@@ -88,6 +91,7 @@ SCHEMA = pa.schema(
         ("answer", pa.string()),
         ("gold", pa.string()),
         ("parts", pa.string()),
+        ("turn_rewards", pa.list_(pa.float64())),
         ("meta", pa.string()),
         ("advantage", pa.float64()),
         ("grade_seconds", pa.float64()),
@@ -204,6 +208,7 @@ def _of_rollout(rollout: Rollout) -> dict[str, Any]:
         "prompt": as_json(problem.prompt),
         "text": encodable(rollout.text),
         "messages": as_json(rollout.messages),
+        "tools": as_json(problem.tools) if problem.tools else None,
         "finish": rollout.finish,
         "reward": finite(grade.reward),
         "correct": None if grade.correct is None else bool(grade.correct),
@@ -211,6 +216,7 @@ def _of_rollout(rollout: Rollout) -> dict[str, Any]:
         "answer": None if grade.answer is None else encodable(grade.answer),
         "gold": None if problem.answer is None else encodable(str(problem.answer)),
         "parts": as_json(grade.parts),
+        "turn_rewards": list(grade.turn_rewards) or None,
         "meta": as_json(problem.meta),
         "grade_seconds": rollout.grade_seconds,
     }

@@ -54,7 +54,7 @@ def test_what_the_starting_model_thought(done: Path) -> None:
     after = read_traces(done)
     assert agrees(after, tiny_folder())
     pd.testing.assert_frame_equal(after.drop(columns="ref_logp"), before.drop(columns="ref_logp"))
-    assert pq.read_schema(done / "traces" / "step-000001.parquet").metadata[b"rlreason.schema"] == b"2"
+    assert pq.read_schema(done / "traces" / "step-000001.parquet").metadata[b"rlreason.schema"] == b"3"
     assert annotate(done) == (0, 4)  # nothing is done twice
 
 

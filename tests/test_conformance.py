@@ -287,7 +287,6 @@ def test_the_table_is_of_configurations_that_there_are() -> None:
     assert CASES.keys() <= {*NAMES}
 
 
-@of([name for name in NAMES if case_of(name).splits == SPLITS])  # which it looks at
 def test_it_validates_itself(subject: Subject) -> None:
     subject.env.validate()
 

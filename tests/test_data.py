@@ -360,6 +360,17 @@ def test_rows_of_chats(tmp_path: Path) -> None:
     assert manifest["sha256"] == {path: hashlib.sha256(Path(path).read_bytes()).hexdigest()}
 
 
+@pytest.mark.parametrize("listed", [[{"function": {"name": "f"}}], '[{"function": {"name": "f"}}]'])
+def test_chats_may_call_functions(tmp_path: Path, listed: Any) -> None:
+    """As a list, or as the text that data sets hold it in; what a tool has said is a turn of its own."""
+    called = [user("1 + 1?"), assistant("<f>1 + 1</f>"), {"role": "tool", "content": "2"}, assistant("It is 2.")]
+    path = write(tmp_path / "chat.jsonl", [chat_row(1), chat_row(2), {"messages": called, "tools": listed}])
+    data = Chat(JsonLines(path), validation_share=0.3)
+    shown = {example.source: example for name in SPLITS for example in data.split(name)}
+    assert (shown[f"{path}:3"].messages, shown[f"{path}:3"].tools) == (called, ({"function": {"name": "f"}},))
+    assert shown[f"{path}:1"].tools == ()
+
+
 def test_chats_of_several_files_and_given_validation(tmp_path: Path) -> None:
     first = write(tmp_path / "a.jsonl", [chat_row(1), chat_row(2)])
     second = write(tmp_path / "b.jsonl", [chat_row(3)])
@@ -434,6 +445,8 @@ def test_samples_with_a_worked_example_are_held_out_by_their_problem(tmp_path: P
         ({"messages": [user("a"), {"role": "assistant"}]}, r"messages\[1\] has no content"),
         (r'{"prompt": "a\ud83d", "completion": "b"}', r"prompt\[0\] has half a character, \\ud83d, which is no text"),
         ({"messages": [user("a")]}, "'messages' has no assistant turn"),
+        ({"messages": [user("a"), assistant("b")], "tools": {"name": "f"}}, "'tools' is not a list of JSON schemas"),
+        ({"messages": [user("a"), assistant("b")], "tools": "f"}, "'tools' is no JSON: Expecting value"),
         ({"messages": [assistant("a")]}, "'messages' has no user turn before"),
         ({"messages": [assistant("a"), user("b"), assistant("c")]}, "'messages' has no user turn before"),
         ({"messages": [user("a"), assistant("b"), user("c")]}, "the last turn of 'messages' is the user's"),

@@ -303,7 +303,7 @@ def test_a_rollout_round_trips_through_parquet(tmp_path: Path) -> None:
     record.step(123, {"reward": 0.75}, [full, other, bare], trained=[Trained(0.5), Trained(math.nan), Trained(-0.5)])
 
     path = tmp_path / "traces" / "step-000123.parquet"
-    assert pq.read_schema(path).metadata[b"rlreason.schema"] == b"2"
+    assert pq.read_schema(path).metadata[b"rlreason.schema"] == b"3"
     frame = read_traces(path)
     assert list(frame.columns) == SCHEMA.names
     row = frame.iloc[0].to_dict()

@@ -39,7 +39,9 @@ def several(step: int = 1) -> list[Rollout]:
         make_rollout(1, [4], [5], 0.0, correct=False, status="timeout"),
     ]
     second = Segment([4, 5, 6], [7, 8], [-1.0, -2.0], [False, True])
-    made[0] = replace(made[0], segments=[*made[0].segments, second], text="four", grade=Grade(1.0, True, answer="4"))
+    made[0] = replace(made[0], segments=[*made[0].segments, second], text="four")
+    made[0] = replace(made[0], grade=Grade(1.0, True, answer="4", turn_rewards=(0.25, 0.5)))
+    made[1] = replace(made[1], problem=replace(made[1].problem, tools=({"function": {"name": "f"}},)))
     made[1] = replace(made[1], grade=replace(made[1].grade, parts={"accuracy": 0.0, "format": 0.25}))
     return made
 

@@ -354,6 +354,18 @@ def test_a_turn_that_was_begun_is_learned_whole(tmp_path: Path) -> None:
     assert any(len(text) > len("Well, ") for text in taught)
 
 
+def test_functions_stay_with_what_was_sampled(tmp_path: Path) -> None:
+    """The file that is written, and what is read from the traces, name the functions that the prompt has shown."""
+    env = "{_target_: envs.tools.ToolUse, _convert_: all, env: {_target_: test_train.Capitals}, " \
+        "tools: [{_target_: envs.tools.Calculator}]}"  # fmt: skip
+    run(config("~env", f"env={env}", "limit=8", "num_samples=8", "selection.min_reward=0.01"), tmp_path)
+    written = rows_of(tmp_path)
+    assert written
+    assert {row["tools"][0]["function"]["name"] for row in written} == {"calculator"}
+    traces = AcceptedTraces(str(tmp_path), min_reward=0.01, validation_share=0.5)
+    assert [*traces.split("train")[0].tools] == written[0]["tools"]
+
+
 def test_nothing_accepted(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"none of 8 samples .* resume={tmp_path} selection"):
         run(config(*worded(), "limit=2", "selection.min_reward=2.0"), tmp_path)

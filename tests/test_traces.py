@@ -108,7 +108,7 @@ def test_the_clock_is_in_the_traces(trained_run: Path) -> None:
     for step in (1, 2):
         rows = frame[(frame["step"] == step) & (frame["split"] == "train")]
         spent = lines.set_index("step").loc[step]
-        longest = spent["timing/draw"] + spent["timing/generate"] + spent["timing/grade"]  # it begins as it is asked for
+        longest = sum(spent[f"timing/{phase}"] for phase in ("draw", "generate", "grade"))  # from when it is asked for
         assert 0 < rows["generate_seconds"].min() < rows["generate_seconds"].max() <= longest
         assert rows["grade_seconds"].nunique() == 1
         assert 0 < rows["grade_seconds"].iloc[0] <= spent["timing/grade"]
@@ -143,17 +143,20 @@ def test_the_last_file_may_be_damaged_and_no_other(tmp_path: Path, capsys: pytes
         read_traces(folder / "step-000003.parquet")
 
 
-def test_files_of_the_first_version_are_read(tmp_path: Path) -> None:
-    later = ("grade_seconds", "generate_seconds", *NOTED)
+@pytest.mark.parametrize(
+    ("version", "later"),
+    [("1", ("tools", "turn_rewards", "grade_seconds", "generate_seconds", *NOTED)), ("2", ("tools", "turn_rewards"))],
+)
+def test_files_of_earlier_versions_are_read(version: str, later: tuple[str, ...], tmp_path: Path) -> None:
     write_traces(tmp_path / "new.parquet", [make_rollout(0, [4], [5, 6])], step=1, split="train", env="e")
     table = pq.read_table(tmp_path / "new.parquet")
-    old = table.drop_columns(list(later)).replace_schema_metadata({"rlreason.schema": "1"})
+    old = table.drop_columns(list(later)).replace_schema_metadata({"rlreason.schema": version})
     pq.write_table(old, tmp_path / "old.parquet")
     new, frame = read_traces(tmp_path / "new.parquet"), read_traces(tmp_path / "old.parquet")
     assert list(frame.columns) == SCHEMA.names
     assert frame[list(later)].isna().all(axis=None)
     pd.testing.assert_frame_equal(frame.drop(columns=list(later)), new.drop(columns=list(later)))
-    assert read_traces(tmp_path / "old.parquet", ["entropy", "step"]).columns.tolist() == ["entropy", "step"]
+    assert read_traces(tmp_path / "old.parquet", ["tools", "step"]).columns.tolist() == ["tools", "step"]
 
 
 def test_every_column_is_documented() -> None:

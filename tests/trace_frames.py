@@ -18,6 +18,7 @@ def row(group: int = 0, sample: int = 0, *, tokens: int = 1, **columns: Any) -> 
         "prompt": '[{"role": "user", "content": "?"}]', "text": "", "finish": "stop",
         "messages": '[{"role": "user", "content": "?"}, {"role": "assistant", "content": ""}]',
         "reward": 1.0, "correct": True, "status": "ok", "answer": "1", "gold": "1", "parts": '{"accuracy": 1.0}',
+        "turn_rewards": None, "tools": None,
         "meta": "{}", "advantage": 0.0, "prompt_ids": [9], "completion_ids": list(range(10, 10 + tokens)),
         "sampler_logp": [-1.0] * tokens, "mask": [True] * tokens, "policy_logp": None, "ref_logp": None,
         "entropy": None, "token_advantage": None,

@@ -1,5 +1,5 @@
 """Conversations to imitate, one a row: ``{"messages": [...]}``, or ``{"prompt": ..., "completion": ...}`` with texts or
-messages. ``rlreason.sample`` writes such files.
+messages; with ``"tools": [...]`` where functions may be called. ``rlreason.sample`` writes such files.
 
 Left out: leaving bad rows out. Demonstrations are few and dear; one that can't be read is a mistake to be found.
 """
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from envs.data.base import Splits, arranged
-from envs.data.messages import as_text, check_answered, opening, turns
+from envs.data.messages import as_text, check_answered, functions, opening, turns
 from envs.data.sources import Row, Source
 from envs.jsonl import malformed
 from rlreason.types import Demonstration
@@ -80,9 +80,10 @@ def _demonstration(row: Row) -> Demonstration:
             prompt = turns(row.value.get("prompt"), "prompt", "user")
             messages, key = [*prompt, *turns(row.value.get("completion"), "completion", "assistant")], "completion"
         check_answered(messages, key)
+        tools = functions(row.value.get("tools"))
     except ValueError as error:
         raise malformed(row.where, f"{error}", _EXAMPLE_ROW) from None
-    return Demonstration(messages, row.where)
+    return Demonstration(messages, row.where, tools)
 
 
 def _problem(row: Row) -> str | None:

@@ -1,6 +1,6 @@
 """Conversations as data sets hold them, checked turn by turn.
 
-Left out: tool calls, and content that is not text.
+Left out: calls that are not in the text (``tool_calls``), and content that is not text.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 from rlreason.types import Message
 
-ROLES = ("system", "user", "assistant")
+ROLES = ("system", "user", "assistant", "tool")
 
 _SPEAKER = re.compile(r"\n\n(Human|Assistant):")
 
@@ -27,6 +27,20 @@ def turns(value: Any, key: str, role: str | None = None) -> list[Message]:
     if not isinstance(value, list) or not value:
         raise ValueError(f"{key!r} is not a list of messages{'' if role is None else ' or a text'}, or is empty")
     return [_message(turn, f"{key}[{place}]") for place, turn in enumerate(value)]
+
+
+def functions(value: Any) -> tuple[Mapping[str, Any], ...]:
+    """The functions that a row says may be called, under ``tools``: a list of JSON schemas, or that as JSON text, as
+    TRL takes it; () without. Raises ValueError saying what is wrong with them."""
+    try:
+        listed = json.loads(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"'tools' is no JSON: {error}") from None
+    if listed is None:
+        return ()
+    if not isinstance(listed, list) or not all(isinstance(item, Mapping) for item in listed):
+        raise ValueError("'tools' is not a list of JSON schemas")
+    return tuple(listed)
 
 
 def transcript(text: str, key: str) -> list[Message]:

@@ -24,10 +24,10 @@ from envs.data.messages import as_text
 from envs.data.noise import check_noise, with_noise
 from rlreason.types import Comparison, Demonstration, Message
 
-_SCHEMAS = ("1", "2")
+_SCHEMAS = ("1", "2", "3")
 _COLUMNS = (
     *("split", "problem", "group", "sample", "segment"),
-    *("prompt", "messages", "finish", "reward", "correct", "status", "parts"),
+    *("prompt", "messages", "finish", "reward", "correct", "status", "parts", "tools"),
 )
 
 
@@ -41,6 +41,7 @@ class _Sample:
     finish: str
     correct: bool | None
     scores: Mapping[str, float | None]
+    tools: tuple[Mapping[str, Any], ...]
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class AcceptedTraces:
             share=self.validation_share,
             seed=self.seed,
             what=self.name,
-        ).each(lambda sample: Demonstration([*sample.prompt, *sample.reply], sample.source))
+        ).each(lambda sample: Demonstration([*sample.prompt, *sample.reply], sample.source, sample.tools))
         object.__setattr__(self, "_splits", splits)
         object.__setattr__(self, "_hashes", hashes)
 
@@ -196,8 +197,8 @@ class LabelledTraces:
 
 def read_rows(path: str, columns: Sequence[str]) -> tuple[list[tuple[str, dict[str, Any]]], dict[str, str]]:
     """The rows of the traces in ``path`` (a run folder, or one file of its traces), in the order in which they were
-    written, each after the name of its file; and the SHA-256 of each file. Raises FileNotFoundError without traces,
-    and ValueError if they are of another schema."""
+    written, each after the name of its file, with those of ``columns`` that it has; and the SHA-256 of each file.
+    Raises FileNotFoundError without traces, and ValueError if they are of another schema."""
     place = Path(path)
     files = [place] if place.is_file() else sorted((place / "traces").glob("*.parquet"))
     if not files:
@@ -211,7 +212,8 @@ def read_rows(path: str, columns: Sequence[str]) -> tuple[list[tuple[str, dict[s
             version = (parquet.schema_arrow.metadata or {}).get(b"rlreason.schema", b"none").decode()
             if version not in _SCHEMAS:
                 raise ValueError(f"{file}: schema version {version} of the traces, but this reads versions {_SCHEMAS}")
-            rows += [(str(file), row) for row in parquet.read(columns=[*columns]).to_pylist()]
+            there = [name for name in columns if name in parquet.schema_arrow.names]
+            rows += [(str(file), row) for row in parquet.read(columns=there).to_pylist()]
     return rows, hashes
 
 
@@ -237,4 +239,5 @@ def _sample(source: str, row: Mapping[str, Any]) -> _Sample:
         finish=row["finish"],
         correct=row["correct"],
         scores={**json.loads(row["parts"]), "reward": row["reward"]},
+        tools=tuple(json.loads(row.get("tools") or "[]")),
     )

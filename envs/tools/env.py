@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from envs.base import SPLITS, BatchGradedEnv, GeneratedSplit
+from envs.base import BatchGradedEnv, GeneratedSplit, splits_of
 from envs.tools.calls import Call, Malformed, read_calls, without_responses
 from envs.tools.tool import Result, Schema, Tool
 from rlreason.types import Episode, Grade, Message, Problem, Split
@@ -128,8 +128,8 @@ class ToolUse:
         self.env.validate()
         for tool in self.tools:
             tool.validate()
-        for name in SPLITS:
-            problem = self.split(name)[0]
+        for split in splits_of(self).values():
+            problem = split[0]
             text = self.gold(problem)
             called = read_calls(text, self._functions)
             if called:

@@ -28,8 +28,8 @@ from rlreason.files import as_json, finite
 from rlreason.types import Env, Episode, Grade, Problem, Rollout, Segment
 
 COLUMNS = (
-    "problem", "group", "prompt", "text", "messages", "finish", "reward", "correct", "status", "answer", "gold",
-    "parts", "meta", "prompt_ids", "completion_ids", "sampler_logp", "mask",
+    "problem", "group", "prompt", "text", "messages", "tools", "finish", "reward", "correct", "status", "answer",
+    "gold", "parts", "turn_rewards", "meta", "prompt_ids", "completion_ids", "sampler_logp", "mask",
 )  # fmt: skip
 
 
@@ -51,6 +51,7 @@ def rebuilt(traces: pd.DataFrame) -> list[Rollout]:
             status=row.status,
             parts=json.loads(row.parts),
             answer=row.answer if isinstance(row.answer, str) else None,
+            turn_rewards=() if row.turn_rewards is None else tuple(row.turn_rewards.tolist()),
         )
         made.append(Rollout(_problem(row), int(row.group), own, json.loads(row.messages), row.text, row.finish, grade))
     return made
@@ -72,7 +73,7 @@ def regrade(traces: pd.DataFrame, env: Env, problems: Mapping[str, Problem] | No
     text, which is enough for environments whose answers are text or numbers. Raises ValueError, naming it, for a
     problem that ``problems`` lacks.
     """
-    need(traces, "segment", "problem", "prompt", "text", "messages", "finish", "gold", "meta")
+    need(traces, "segment", "problem", "prompt", "text", "messages", "tools", "finish", "gold", "meta")
     first = rollouts(traces)
     episodes = []
     for row in first.itertuples(index=False):
@@ -142,7 +143,8 @@ def _order(traces: pd.DataFrame) -> Ints:
 
 def _problem(row: Any) -> Problem:
     answer = row.gold if isinstance(row.gold, str) else None
-    return Problem(row.problem, json.loads(row.prompt), answer, json.loads(row.meta))
+    tools = tuple(json.loads(row.tools)) if isinstance(row.tools, str) else ()
+    return Problem(row.problem, json.loads(row.prompt), answer, json.loads(row.meta), tools)
 
 
 def _with(traces: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:

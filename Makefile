@@ -8,7 +8,7 @@ PIP := $(PY) -m pip --disable-pip-version-check
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup gsm8k vllm test test-all check bench clean
+.PHONY: help setup gsm8k vllm test test-all adapters check bench clean
 # Two targets may install into the same .venv, so `make -j` must not run them side by side.
 .NOTPARALLEL:
 
@@ -28,6 +28,10 @@ test: $(VENV)/.installed-dev ## Run the tests, but for the slow ones; ARGS go to
 
 test-all: $(VENV)/.installed-dev ## Run all tests, the slow ones too; ARGS go to pytest
 	$(PY) -m pytest $(ARGS)
+
+adapters: $(VENV)/.installed-adapters ## Install reasoning-gym and verifiers into .venv and run their tests; ARGS go to pytest
+	$(PY) -m pytest -m "not slow" tests/test_reasoning_gym.py tests/test_verifiers.py $(ARGS)
+	$(PY) -m pytest -m "not slow" tests/test_conformance.py -k "reasoning_gym or verifiers" $(ARGS)
 
 check: $(VENV)/.installed-dev ## Lint, check formatting and types
 	$(PY) -m ruff check .
@@ -75,6 +79,11 @@ $(VENV)/.installed-vllm: $(VENV)/.installed
 $(VENV)/.installed-bench: $(VENV)/.installed $(VENV)/.installed-vllm
 	@echo "Installing what the benchmark compares with into $(VENV)"
 	@$(PIP) install --quiet --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+$(VENV)/.installed-adapters: $(VENV)/.installed-dev
+	@echo "Installing other people's environments into $(VENV)"
+	@$(PIP) install --quiet --constraint constraints.txt --editable '.[reasoning-gym,verifiers]' staros-stardata
 	@touch $@
 
 $(VENV)/.installed-dev: $(VENV)/.installed

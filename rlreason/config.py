@@ -152,6 +152,29 @@ class ProbeSchema:
 
 
 @dataclass
+class RatingsSchema:
+    """Root keys of ``conf/ratings.yaml``."""
+
+    name: str = MISSING
+    seed: int = MISSING
+    runs: Any = MISSING
+    start: bool = MISSING
+    anchors: Any = MISSING
+    anchor_games: int = MISSING
+    games: int = MISSING
+    split: str = MISSING
+    chunk: int = MISSING
+    prior_draws: float = MISSING
+    resamples: int = MISSING
+    confidence: float = MISSING
+    resume: str | None = MISSING
+    env: Any = None  # that of the runs
+    model: Any = MISSING
+    engine: Any = MISSING
+    sampling: Any = MISSING
+
+
+@dataclass
 class PlaySchema:
     """Root keys of ``conf/play.yaml``."""
 
@@ -250,6 +273,7 @@ def register() -> None:
     store.store(name="evaluate_schema", node=EvaluateSchema)
     store.store(name="probe_schema", node=ProbeSchema)
     store.store(name="play_schema", node=PlaySchema)
+    store.store(name="ratings_schema", node=RatingsSchema)
     store.store(name="audit_schema", node=AuditSchema)
     store.store(name="arena_schema", node=ArenaSchema)
     store.store(name="sample_schema", node=SampleSchema)

@@ -32,7 +32,7 @@ FAMILY_RATE = 0.1
 """Weight of the newest group in what is known of its family."""
 
 FAMILY_FLOOR = 0.1
-"""Weight of a family of which nothing is at the edge, beside 1 more for one of which everything is."""
+"""Weight of a family of which nothing is at the edge, beside 1 for one of which everything is."""
 
 LOOKED_AT = 1000
 """Problems of an endless split that tell its families."""
@@ -60,7 +60,8 @@ class EdgeSampler:
     and to one outside, in this order; no problem is drawn twice at once unless the split is too small.
 
     New problems are the likelier, the more of the newest ones of their ``family`` (a key of ``meta``) lay at the edge:
-    a member of a mixture that gives no signal gets less, but never nothing.
+    a member of a mixture that gives no signal gets less, but never nothing. Where the families that promise most have
+    no new problems left, ``new`` shrinks by what the others promise less.
 
     ``memory`` problems are remembered, those observed last; whole, since a problem does not know its index.
     ValueError for settings that make no sense.
@@ -99,15 +100,19 @@ class EdgeSampler:
         def from_edge() -> Problem | None:
             return edge.pop() if edge else None
 
-        def from_new() -> Problem | None:
-            return self._unseen(chance, {problem.id for problem in drawn})
+        def from_new(least: float = 0.0) -> Problem | None:
+            return self._unseen(chance, {problem.id for problem in drawn}, least)
+
+        def from_promising() -> Problem | None:
+            return from_new(chance.random() * max(map(self._weight, self._promise), default=1.0))
 
         def from_outside() -> Problem | None:
             return outside.pop() if outside else None
 
         for _ in range(count):
             place = chance.random()
-            wanted = from_new if place < self.new else from_outside if place < self.new + self.revisit else from_edge
+            known = from_outside if place < self.new + self.revisit else from_edge
+            wanted = from_promising if place < self.new else known
             found = (kind() for kind in (wanted, from_edge, from_new, from_outside))
             problem = next((problem for problem in found if problem is not None), None)
             drawn.append(_any(self.split, chance) if problem is None else problem)
@@ -168,12 +173,16 @@ class EdgeSampler:
         promise = self._promise.get(family, 1.0)
         self._promise[family] = promise + FAMILY_RATE * (at_edge - promise)
 
-    def _unseen(self, chance: random.Random, drawn: Set[str]) -> Problem | None:
-        """A problem whose id is neither known nor in ``drawn``, or None if none of ``CANDIDATES`` is such a one."""
+    def _weight(self, family: str | None) -> float:
+        return max(FAMILY_FLOOR, self._promise.get(family, 1.0))
+
+    def _unseen(self, chance: random.Random, drawn: Set[str], least: float) -> Problem | None:
+        """A problem whose id is neither known nor in ``drawn``, or None if none of ``CANDIDATES`` is such a one, or
+        none of a family that weighs ``least``."""
         candidates = [_any(self.split, chance) for _ in range(CANDIDATES)]
         unseen = [p for p in candidates if p.id not in self._known and p.id not in drawn]
-        weights = [FAMILY_FLOOR + self._promise.get(family_of(p, self.family), 1.0) for p in unseen]
-        return chance.choices(unseen, weights)[0] if unseen else None
+        weights = [self._weight(family_of(p, self.family)) for p in unseen]
+        return chance.choices(unseen, weights)[0] if max(weights, default=-1.0) >= least else None
 
 
 @dataclass(frozen=True)

@@ -204,8 +204,8 @@ def of_run(cfg: DictConfig) -> DictConfig:
         merged.env = trained.env
         for key, value in asked.items():
             OmegaConf.update(merged, key, value)
-    for key in ("max_completion_length", "stop"):
-        if f"sampling.{key}" not in overridden:
+    for key in ("max_completion_length", "stop", "max_turns", "max_total_length"):
+        if f"sampling.{key}" not in overridden and key in trained.sampling:  # an older run lacks the last two
             merged.sampling[key] = trained.sampling[key]
     return merged
 

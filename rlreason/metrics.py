@@ -36,7 +36,8 @@ def rollout_metrics(rollouts: Sequence[Rollout]) -> dict[str, float]:
         metrics["reward"] = fmean(r.grade.reward for r in graded)
         metrics["reward_std"] = fmean(stdev(g) if len(g) > 1 else 0.0 for g in groups.values())
         metrics["frac_reward_zero_std"] = fmean(min(g) == max(g) for g in groups.values())
-        for part in dict.fromkeys(part for r in graded for part in r.grade.parts):
+        parts = dict.fromkeys(part for r in graded for part in r.grade.parts)
+        for part in sorted(parts, key=lambda part: part.rpartition("/")[0]):  # members in the same order at every step
             values = [r.grade.parts[part] for r in graded if part in r.grade.parts]
             metrics[f"rewards/{part}/mean"] = fmean(values)
             metrics[f"rewards/{part}/std"] = pstdev(values)

@@ -17,6 +17,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from test_code import MBPP
+from test_conformance import GRADER, ROWS
 from test_hub_models import MODELS, write_math_rows
 from test_train import CAPITALS, TINY, metrics_of
 
@@ -76,6 +77,12 @@ COMPLETED = {
     "reward=format_only": ["env.format._target_=envs.formats.R1"],
     "algo=base": ["+algo.estimator={_target_: rlreason.advantages.GroupRelative}"],
     **{f"{choice}=rlhf": FAKE_SCORER for choice in ("env", "experiment")},
+    "env=jsonl_grader": [
+        "env.source.train=DATA/says.jsonl",
+        "env.grader=DATA/grader.py",
+    ],
+    "env=trl_reward": ["env.source.train=DATA/says.jsonl", "env.functions=test_conformance.says_it"],
+    "env=verifiers": ["env.env=test_conformance"],
     "env=prompts": ["data@env.data=synthetic"],
     "sampler=schedule": [
         "env=letters",
@@ -85,6 +92,7 @@ COMPLETED = {
     ],
     "model=path": ["model.path=tiny", "model.dtype=float32"],
 }
+NEEDS = {"env=reasoning_gym": "reasoning_gym", "env=verifiers": "verifiers"}  # `make adapters` installs them
 EVALUATION_ONLY = ("env=aime", "env=amc", "env=humaneval", "env=math500")
 GROUPS = ("experiment", "algo", "env", "sampler", "engine", "logger", "profile", "reward", "alarm", "model/lora")
 # engine=vllm is test_vllm's, where it is installed
@@ -101,10 +109,16 @@ def write_code_rows(folder: Path) -> None:
 @pytest.mark.parametrize("choice", CHOICES)
 def test_every_choice_composes_and_instantiates(choice: str, tmp_path: Path) -> None:
     """What ``train`` builds, with the tiny model in the place of the chosen one."""
+    if choice in NEEDS:
+        pytest.importorskip(NEEDS[choice], reason="not installed: `make adapters` does")
     register()
     added = f"+{choice}" if choice.startswith(("experiment=", "profile=")) else choice
     write_math_rows(tmp_path)
     write_code_rows(tmp_path)
+    (tmp_path / "says.jsonl").write_text(
+        "".join(f"{json.dumps(row)}\n" for row in ROWS["says.jsonl"]), encoding="utf-8"
+    )
+    (tmp_path / "grader.py").write_text(GRADER, encoding="utf-8")
     completed = [override.replace("DATA", str(tmp_path)) for override in COMPLETED.get(choice, [])]
     with initialize_config_dir(config_dir=str(CONF), version_base="1.3"):
         cfg = compose("train", overrides=[added, "model=tiny", "logger.mode=disabled", *completed])

@@ -902,6 +902,8 @@ def test_every_config_makes_a_data_set(tmp_path: Path) -> None:
         "worked": ([], "worked", (1000, 100)),
         "gsm8k_solutions": (["env.source=synthetic", "num_train=20"], "gsm8k-synthetic-solutions", (20, 100)),
         "golds": ([], "letters-solutions", (1000, 100)),
+        "tool_use": ([], "tool_use", (400, 50)),
+        "game_moves": (["num_train=20", "num_validation=10"], "tic_tac_toe-moves", (20, 10)),
         "chat": ([f"source.train={chats}"], "chat", (9, 1)),
         "pairs": ([f"source.train=[{compared}]"], "pairs", (9, 1)),
         "accepted_traces": ([f"path={run}"], "accepted", (18, 2)),

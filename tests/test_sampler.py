@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_train import CAPITALS, tiny_config
+from test_train import CAPITALS, metrics_of, texts_of, tiny_config
 
 from envs.base import GeneratedSplit
+from rlreason.analysis.load import read_traces
 from rlreason.config import ConfigError
 from rlreason.curricula import EdgeSampler, ScheduledSampler
 from rlreason.sampler import UniformSampler, shares
@@ -168,10 +169,26 @@ def test_a_family_without_signal_gets_less_but_never_nothing() -> None:
     assert found["sampler/promise/dead"] == pytest.approx(0.9**10)
     assert found["sampler/promise/live"] == 1
     counts = Counter(i % 2 for step in range(500) for i in ids(sampler.draw(step, 0, 8)))
-    # Half of the candidates each, so as their weights: 0.449 to 1.1, a share of 0.290 (standard deviation 0.007).
-    assert counts[0] / 4000 == pytest.approx((0.1 + 0.9**10) / (0.1 + 0.9**10 + 1.1), abs=0.03)
+    # Half of the candidates each, so as their weights: 0.349 to 1, a share of 0.259 (standard deviation 0.007).
+    assert counts[0] / 4000 == pytest.approx(0.9**10 / (0.9**10 + 1), abs=0.03)
     show(sampler, dict.fromkeys(range(0, 20, 2), 0.5))  # the same problems again say nothing of new ones
     assert sampler.state_dict()["promise"]["dead"] == pytest.approx(0.9**10)
+
+
+def test_a_family_without_signal_does_not_get_what_others_have_no_problems_for() -> None:
+    """All ten live problems are known, and at the edge; of the dead ones there is no end."""
+    split = numbered(None, member=lambda i: "dead" if i >= 10 else "live")
+    sampler = EdgeSampler(split, 1, new=0.3, revisit=0.0)
+    show(sampler, {i: 0.5 if i < 10 else 0.0 for i in range(20)})
+    counts = Counter(i < 10 for step in range(500) for i in ids(sampler.draw(step, 0, 8)))
+    # 0.3 of 4000 draws, times 0.9 ** 10: 418, with a standard deviation of 19.
+    assert counts[False] == pytest.approx(0.3 * 0.9**10 * 4000, abs=80)
+    # With a single family the share is as stated, whatever it promises; with an empty edge it is all of them.
+    for family, success, expected in (("other", 0.5, 1200), ("member", 0.0, 4000)):
+        sampler = EdgeSampler(split, 1, new=0.3, revisit=0.0, family=family)
+        show(sampler, {i: success if i < 10 else 0.0 for i in range(20)})
+        counts = Counter(i >= 20 for step in range(500) for i in ids(sampler.draw(step, 0, 8)))
+        assert counts[True] == pytest.approx(expected, abs=120 if expected < 4000 else 0)
 
 
 def test_samples_without_a_verdict_do_not_count() -> None:
@@ -297,3 +314,20 @@ def test_the_command_line_is_told(overrides: tuple[str, ...], message: str, tmp_
     with pytest.raises(ConfigError, match=message):
         run(tiny_config(*CAPITALS, *overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_a_run_observes_what_dynamic_sampling_turned_away(tmp_path: Path) -> None:
+    run(
+        tiny_config(*CAPITALS, "sampler=edge", "algo.max_attempts=3", "algo.num_generations=2", "max_steps=2"), tmp_path
+    )
+    rows = read_traces(tmp_path, ["split", "step", "problem", "group", "advantage"]).query("split == 'train'")
+    assert rows["advantage"].isna().any()  # of what was turned away, and in nothing else
+    for step, line in enumerate(metrics_of(tmp_path)[1:], start=1):
+        assert line["sampler/known"] == rows.query(f"step <= {step}")["problem"].nunique()
+    assert metrics_of(tmp_path)[1]["sampler/drawn/new"] > 0.5
+
+
+def test_a_run_from_before_there_were_samplers_is_uniform(tmp_path: Path) -> None:
+    for name, sampler in {"now": "sampler=uniform", "then": "~sampler"}.items():  # their config.yaml has no such key
+        run(tiny_config(*CAPITALS, "max_steps=1", "eval_limit=1", sampler), tmp_path / name)
+    assert texts_of(tmp_path / "now") == texts_of(tmp_path / "then")

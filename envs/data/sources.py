@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from envs.jsonl import json_lines
 from envs.rows import hub_tables
 
-_WHAT_TO_DO = "To read files of your own instead: data=chat or data=pairs with data.source.train=<file>.jsonl."
+_WHAT_TO_DO = "To read files of your own, let the source be an envs.data.sources.JsonLines with train=<file>.jsonl."
 
 
 @dataclass(frozen=True)

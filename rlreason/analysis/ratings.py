@@ -100,6 +100,63 @@ def standings(
     ]
 
 
+def rated_against(
+    scores: npt.ArrayLike,
+    anchors: Sequence[float],
+    *,
+    prior_draws: float = 1.0,
+    resamples: int = 1000,
+    confidence: float = 0.95,
+    seed: int = 0,
+) -> Standing:
+    """The standing of a player who had ``scores[p, a]``, 1, 0.5 or 0, on prompt p against anchor a, whose rating
+    ``anchors[a]`` is taken as known: it is where his points are those to be expected, which is the maximum of the
+    likelihood (Bradley and Terry 1952).
+
+    ``prior_draws`` with each anchor are added, so that who won or lost every game has a finite rating. Prompts are
+    resampled for the percentile intervals, as in ``standings``; the anchors' own uncertainty is not in them. Raises
+    ValueError for other scores or settings.
+    """
+    results, known = np.asarray(scores, dtype=np.float64), np.asarray(anchors, dtype=np.float64)
+    if results.ndim != 2 or not len(results) or known.shape != results.shape[1:] or not len(known):
+        raise ValueError(f"scores need the shape (prompts, anchors), for {known.size} anchors: {results.shape}")
+    if not np.isin(results, (0.0, 0.5, 1.0)).all():
+        raise ValueError("a score must be 1, 0.5 or 0")
+    if not prior_draws > 0:
+        raise ValueError(f"prior_draws is {prior_draws}; it must be above 0, or who always wins has no finite rating")
+    if resamples < 1:
+        raise ValueError(f"resamples is {resamples}; it must be at least 1")
+    count = len(results)
+    each = count + prior_draws
+    # beyond it from every anchor, even all games lost (but for the draws) would be too many points
+    reach = 400 * np.log10(2 * each / prior_draws) + 1
+
+    def ratings(points: Floats) -> Floats:
+        """For the points of so many cases, shape (N,), by bisection."""
+        low, high = np.full_like(points, known.min() - reach), np.full_like(points, known.max() + reach)
+        for _ in range(60):
+            middle = (low + high) / 2
+            expected = each * (1 / (1 + 10 ** ((known - middle[:, None]) / 400))).sum(1)
+            low, high = np.where(expected < points, middle, low), np.where(expected < points, high, middle)
+        return (low + high) / 2
+
+    own, draws = results.sum(1), prior_draws * len(known) / 2
+    low = high = None
+    if not (results == results[0]).all():
+        drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), size=resamples)
+        ends = np.quantile(ratings(drawn @ own + draws), [(1 - confidence) / 2, (1 + confidence) / 2])
+        low, high = float(ends[0]), float(ends[1])
+    return Standing(
+        rating=float(ratings(np.array([own.sum() + draws]))[0]),
+        low=low,
+        high=high,
+        wins=int((results == 1).sum()),
+        ties=int((results == 0.5).sum()),
+        losses=int((results == 0).sum()),
+        win_rate=float(results.mean()),
+    )
+
+
 def _bradley_terry(wins: Floats, ties: Floats) -> Floats:
     """log10 of the strengths, for symmetric ``ties``; every pair must have some."""
     first, second = np.triu_indices(len(wins), k=1)

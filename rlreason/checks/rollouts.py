@@ -36,7 +36,7 @@ SURPRISE = 4.0
 def determinism(parts: Parts, seed: int) -> Verdict:
     """Whether the same seeds give the same completions twice."""
     short = replace(parts.sampling, max_completion_length=min(32, parts.sampling.max_completion_length))
-    problem = first_problems(parts, seed)[0]
+    problem = first_problems(parts)[0]
     ids = parts.policy.render(problem.prompt, problem.tools).ids
     requests = [Request(ids, short, derived_seed(seed, "doctor", i)) for i in range(4)]
     begin = time.perf_counter()
@@ -182,7 +182,8 @@ def signal(sample: Sample, parts: Parts) -> Verdict:
         return warned(f"{errors:.0%} of the grades are errors", "the verifier fails by itself; such rows don't train")
     spread = sum(min(rewards) < max(rewards) for rewards in groups.values())
     mean = fmean(reward for rewards in groups.values() for reward in rewards)
-    never = [name for name in sample.rollouts[0].grade.parts if not any(r.grade.parts[name] for r in sample.rollouts)]
+    names = dict.fromkeys(name for r in sample.rollouts for name in r.grade.parts)
+    never = [name for name in names if not any(r.grade.parts.get(name) for r in sample.rollouts)]
     figure = f"rewards differ in {spread} of {len(groups)} groups, mean {mean:.3g}"
     if never:
         figure += f"; nobody earned {', '.join(never)}"
@@ -193,7 +194,7 @@ def signal(sample: Sample, parts: Parts) -> Verdict:
             "nothing to learn from: take easier or harder problems, more algo.num_generations, a worked example in the "
             "prompt, or a start by supervised training (rlreason.sft)",
         )
-    if "format" in never:
+    if any(name.rpartition("/")[2] == "format" for name in never):
         return warned(figure, "the format is never hit: show it by an example, or begin with supervised training")
     return passed(figure)
 

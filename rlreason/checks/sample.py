@@ -16,7 +16,7 @@ from rlreason.clock import Clock
 from rlreason.learner import Learner
 from rlreason.policy import Policy, take_rows
 from rlreason.rollout import roll_out
-from rlreason.sampler import UniformSampler, derived_seed
+from rlreason.sampler import derived_seed
 from rlreason.types import Batch, Completion, Engine, Outputs, Problem, Request, Rollout
 
 ROWS = 48
@@ -69,15 +69,15 @@ class Recorder:
         self.engine.sync(policy)
 
 
-def first_problems(parts: Parts, seed: int) -> list[Problem]:
+def first_problems(parts: Parts) -> list[Problem]:
     """Problems that step 1 would begin with."""
     count = min(parts.algo.num_prompts, max(2, ROWS // _group_size(parts)))
-    return UniformSampler(parts.env.split("train"), seed).draw(1, 0, count)
+    return parts.sampler.draw(1, 0, count)
 
 
 def take(parts: Parts, learner: Learner, seed: int) -> Sample:
     """Groups of up to 16 samples, about ``ROWS`` in all."""
-    problems, recorder = first_problems(parts, seed), Recorder(parts.engine)
+    problems, recorder = first_problems(parts), Recorder(parts.engine)
     clock = Clock(parts.policy.device)
     rollouts = roll_out(
         recorder, parts.env, parts.policy, problems, parts.sampling, samples=_group_size(parts),

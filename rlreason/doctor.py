@@ -61,7 +61,7 @@ def _inputs(exam: Examination, parts: Parts, cfg: DictConfig, folder: Path) -> N
     exam.look("end tokens", lambda: text.end_tokens(policy, problems))
     exam.look("context", lambda: data.context(env, policy, parts.sampling))
     exam.look("gold answers", lambda: data.gold(env))
-    exam.look("environment", lambda: data.environment(env), needs=["gold answers"])
+    exam.look("environment", lambda: data.environment(env), unless_failed=["gold answers"])
     exam.look("splits", lambda: data.splits(env))
 
 
@@ -72,7 +72,9 @@ def _model(exam: Examination, parts: Parts, cfg: DictConfig, accelerator: Accele
     if learner is None:
         return
     exam.look("determinism", lambda: rollouts.determinism(parts, seed), needs=["context"])
-    drawn = exam.obtain("rollouts", lambda: _drawn(parts, learner, seed), needs=["context", "gold answers"])
+    drawn = exam.obtain(
+        "rollouts", lambda: _drawn(parts, learner, seed), needs=["context"], unless_failed=["gold answers"]
+    )
     if drawn is None:
         return
     exam.look("masks", lambda: rollouts.masks(drawn, policy))

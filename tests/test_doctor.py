@@ -538,3 +538,11 @@ def test_the_command_takes_trainings_arguments_and_leaves_nothing_behind(tmp_pat
     assert lines[0] == f"pass  run folder      {tmp_path}/elsewhere can be made"
     assert lines[-1] == "2 pass, 0 warn, 1 fail, 0 skipped"
     assert list(tmp_path.iterdir()) == []
+
+
+def test_members_of_a_mixture_have_parts_of_their_own(tmp_path: Path) -> None:
+    """Each sample has those of its member alone; a random model earns none of either."""
+    findings = examine(tiny_config("env=mixture", "algo.num_prompts=4"), tmp_path / "runs" / "x")
+    figure = of(findings, "reward signal").figure
+    assert "arithmetic/accuracy" in figure
+    assert "letters/format" in figure

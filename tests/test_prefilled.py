@@ -101,9 +101,13 @@ def test_only_the_first_turn_is_begun() -> None:
     tokenizer, rollout = rolled(env, env.split("train")[1], ["yes", "no"])
     assert [message["content"] for message in rollout.messages] == ["1?", "Well, yes", "Sure?", "no"]
     assert [message["role"] for message in rollout.messages] == ["user", "assistant"] * 2
-    second = rollout.segments[1]
-    assert tokenizer.decode(second.prompt_ids).endswith("Well, yes<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n"
-                                                        "<|im_start|>assistant\n")  # fmt: skip
+    (segment,) = rollout.segments
+    assert tokenizer.decode(segment.prompt_ids).endswith("<|im_start|>assistant\nWell, ")
+    assert tokenizer.decode(segment.completion_ids) == (
+        "yes<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\nno<|im_end|>"
+    )
+    written = [token for token, own in zip(segment.completion_ids, segment.mask, strict=True) if own]
+    assert tokenizer.decode(written) == "yes<|im_end|>no<|im_end|>"
     asked, episode = inner.seen
     assert asked.prompt == episode.problem.prompt == [{"role": "user", "content": "1?"}]
     assert (episode.state, episode.text) == ("train/1", "no")

@@ -62,21 +62,38 @@ class Examination:
         self.findings: list[Finding] = []
         self._on_check = on_check
 
-    def look(self, name: str, check: Callable[[], Verdict], *, needs: Sequence[str] = ()) -> None:
-        """Run a check, unless one of those in ``needs`` found nothing good: what it would say then misleads."""
-        self._verdict(name, lambda: (None, check()), needs)
+    def look(
+        self, name: str, check: Callable[[], Verdict], *, needs: Sequence[str] = (), unless_failed: Sequence[str] = ()
+    ) -> None:
+        """Run a check, unless one of those in ``needs`` found nothing good, or of those in ``unless_failed`` something
+        bad: what it would say then misleads."""
+        self._verdict(name, lambda: (None, check()), needs, unless_failed)
 
-    def obtain(self, name: str, make: Callable[[], tuple[T, str]], *, needs: Sequence[str] = ()) -> T | None:
+    def obtain(
+        self,
+        name: str,
+        make: Callable[[], tuple[T, str]],
+        *,
+        needs: Sequence[str] = (),
+        unless_failed: Sequence[str] = (),
+    ) -> T | None:
         """What further checks look at, and a figure about it; None if making it crashed or was not tried."""
 
         def check() -> tuple[T | None, Verdict]:
             value, figure = make()
             return value, passed(figure)
 
-        return self._verdict(name, check, needs)
+        return self._verdict(name, check, needs, unless_failed)
 
-    def _verdict(self, name: str, check: Callable[[], tuple[T | None, Verdict]], needs: Sequence[str]) -> T | None:
-        missing = [f.check for f in self.findings if f.check in needs and f.status in ("fail", "skip")]
+    def _verdict(
+        self,
+        name: str,
+        check: Callable[[], tuple[T | None, Verdict]],
+        needs: Sequence[str],
+        unless_failed: Sequence[str],
+    ) -> T | None:
+        bad = {"fail": {*needs, *unless_failed}, "skip": {*needs}}
+        missing = [finding.check for finding in self.findings if finding.check in bad.get(finding.status, ())]
         value: T | None = None
         if missing:
             verdict = skipped(f"not run, since it needs: {', '.join(missing)}")
